@@ -10,11 +10,12 @@ PEERS_COMFY = .venv-peers-comfy
 PYTHON312 ?= python3.12
 LOADERS = .venv-loaders
 PREP = .venv-prep
+CAPTION = .venv-caption
 # For loaders that need a newer Python than the others.
 LOADERS_DISK = .venv-loaders-disk
 PYTHON313 ?= python3.13
 
-.PHONY: help build cuda-check test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm slurm-prep two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments guard-runs clean-demo
+.PHONY: help build cuda-check test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm slurm-prep two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments guard-runs clean-demo peers-caption
 
 help:
 	@echo 'make build          build the binary, target/release/rectiflow'
@@ -34,6 +35,7 @@ help:
 	@echo "make peers-full     compare with diffusers at SDXL's own size (30 GB of disk, an hour)"
 	@echo 'make peers-loaders  compare the loader with seven others (installs $(LOADERS) and $(LOADERS_DISK), 2.7 GB)'
 	@echo 'make peers-prep     compare the preparation of pictures with datago and Pillow (installs $(PREP), 0.1 GB)'
+	@echo 'make peers-caption  caption pictures with a real server, transformers serve (installs $(CAPTION), 1.3 GB)'
 	@echo 'make peers-sources  list sources that webdataset, tar, hfutils, webshart, datasets and MosaicML write'
 	@echo 'make restarts       test restarts under torchrun (installs $(PEERS), 1.6 GB)'
 	@echo 'make slurm          test launch/slurm.sbatch under Slurm; skipped without root, slurm-wlm and munge'
@@ -173,6 +175,13 @@ peers-prep: build
 	$(PYTHON) scripts/peers/environment.py $(PREP) scripts/peers/requirements-prep.txt
 	PYTHONPATH=scripts/peers $(PREP)/bin/python scripts/peers/prep/compare.py target/peers-prep \
 	--program target/release/examples/bench_prep --out benches/runs/$$(date +%F)-prep --page docs/preparation-speed.md
+# Captions from a real server with tiny random models, which are made here: what they say has no sense.
+peers-caption: build
+	$(PYTHON) scripts/peers/environment.py $(CAPTION) scripts/peers/requirements-caption.txt
+	TORCH_USE_RTLD_GLOBAL=1 $(CAPTION)/bin/python scripts/peers/caption/tiny_vision.py target/peers-caption
+	TORCH_USE_RTLD_GLOBAL=1 $(CAPTION)/bin/python scripts/peers/caption/serve.py target/peers-caption \
+	--program target/release/rectiflow --transformers $(CAPTION)/bin/transformers
+
 # Sources of pictures as the real tools write them: one environment for MosaicML's, one for the others.
 SOURCES = .venv-sources
 peers-sources:

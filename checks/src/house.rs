@@ -11,7 +11,7 @@ use crate::{
 
 /// Each crate's folders and loose files from the top floor down: each uses only what stands below
 /// it. The face, `lib.rs` or `main.rs`, stands above all of them.
-pub const FLOORS: [(&str, &[&str]); 4] = [
+pub const FLOORS: [(&str, &[&str]); 5] = [
     (
         "rectiflow-data",
         &[
@@ -21,6 +21,7 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
             "board",
             "posts",
             "filter",
+            "captioning",
             "order",
             "dataset",
             "text",
@@ -35,6 +36,10 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
             "rng",
             "error",
         ],
+    ),
+    (
+        "rectiflow-annotate",
+        &["caption", "loopback", "pictures", "table", "error"],
     ),
     (
         "rectiflow-sdxl",
@@ -79,6 +84,7 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
             "bench",
             "prep",
             "dedupe",
+            "caption",
             "inspect",
             "plan",
             "train",

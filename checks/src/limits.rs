@@ -66,7 +66,8 @@ impl Text {
 ///
 /// A file that cannot be read or parsed.
 pub fn read(workspace: &Path) -> Result<Vec<Text>, String> {
-    let crates = ["data", "sdxl", "train", "cli"].map(|name| format!("crates/rectiflow-{name}"));
+    let crates = ["data", "annotate", "sdxl", "train", "cli"];
+    let crates = crates.map(|name| format!("crates/rectiflow-{name}"));
     let mut texts = Vec::new();
     for folder in crates.iter().map(String::as_str).chain(["checks"]) {
         for (path, text) in Files::read(&workspace.join(folder))?.iter() {

@@ -9,9 +9,11 @@ use std::{
 
 use anyhow::Context;
 use half::f16;
+use rectiflow_annotate::caption::statistics::Statistics;
 use rectiflow_data::{
     Split,
     amplification::amplification,
+    annotation::Status,
     batch::Source,
     contact_sheet::ContactSheet,
     dataset::Dataset,
@@ -39,6 +41,7 @@ use tch::{Kind, Tensor};
 use crate::terminal::{
     answer::Answer,
     base::BaseArg,
+    captions::describe_modes,
     numbers::{bytes, grouped, short, table},
     progress::Progress,
 };
@@ -56,6 +59,10 @@ pub(crate) struct Args {
     /// Show N prompts as the model reads them, and where those that are too long are cut.
     #[arg(long, value_name = "N", default_value_t = 0)]
     prompts: usize,
+    /// Count captions by where they come from: lengths in tokens and chunks, how many are cut, and
+    /// how they begin.
+    #[arg(long)]
+    captions: bool,
     /// Draw prompts at the rates of this recipe's first data set, and show how well its batches
     /// separate long and short prompts and how often its order reads each byte.
     #[arg(long, value_name = "RECIPE")]
@@ -84,13 +91,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         Some(recipe) => recipe.recipe.data[0].prompt.clone(),
         None => PromptSettings::default(),
     };
-    let prompts = draw_prompts(&dataset, &settings, args.prompts)?;
+    let drawn = draw_prompts(&dataset, &settings, args.prompts)?;
+    let prompts = &drawn.prompts;
 
     let mut text = describe(&args.dataset, &dataset);
     if let Some(recipe) = &recipe {
         text += &describe_order(&dataset, &settings, recipe)?;
     }
-    text += &listed(&prompts, settings.cut);
+    text += &listed(&drawn, settings.cut);
+    let captions = match args.captions {
+        true => Some(statistics(&dataset)?.modes()),
+        false => None,
+    };
+    if let Some(captions) = &captions {
+        text += &format!("\n\n{}", describe_modes(captions));
+    }
     if let (Some(sheet), Some(vae)) = (&args.sheet, &args.vae) {
         draw_sheet(&dataset, vae, &args.base)?.write_png(sheet, &[])?;
         text += &format!("\n\npictures: {}", sheet.display());
@@ -101,8 +116,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         damage = verify(&dataset);
         text += &format!("\n\n{}", verdict(&dataset, &damage));
     }
-    let mut json = as_json(args, &dataset, &prompts, &damage);
-    json["overflows"] = json!(overflows(&prompts, settings.cut));
+    let mut json = as_json(args, &dataset, prompts, &damage);
+    json["overflows"] = json!(overflows(prompts, settings.cut));
+    json["origins"] = json!(drawn.origins);
+    json["captions"] = json!(captions);
     let answer = Answer::done(text, json);
     Ok(if damage.is_empty() {
         answer
@@ -111,14 +128,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     })
 }
 
-/// The drawn prompts, a line each; one that is too long is followed by where it is cut.
-fn listed(prompts: &[String], cut: Cut) -> String {
+/// The prompts of some rows, and where each comes from.
+#[derive(Debug, Default)]
+struct Drawn {
+    prompts: Vec<String>,
+    origins: Vec<String>,
+}
+
+/// The drawn prompts, a line each, with where it comes from; one that is too long is followed by
+/// where it is cut.
+fn listed(drawn: &Drawn, cut: Cut) -> String {
+    let prompts = &drawn.prompts;
     if prompts.is_empty() {
         return String::new();
     }
     let mut text = "\n\nprompts, one draw each".to_owned();
-    for prompt in prompts {
-        text += "\n";
+    for (prompt, origin) in prompts.iter().zip(&drawn.origins) {
+        text += &format!("\n[{origin}] ");
         text += if prompt.is_empty() {
             "(empty)"
         } else {
@@ -276,23 +302,45 @@ fn draw_prompts(
     dataset: &Dataset,
     settings: &PromptSettings,
     count: usize,
-) -> anyhow::Result<Vec<String>> {
+) -> anyhow::Result<Drawn> {
     let buckets = if count == 0 {
         Vec::new()
     } else {
         dataset.buckets(Split::Train)
     };
     let each = count.div_ceil(buckets.len().max(1));
-    let mut prompts = Vec::new();
+    let mut drawn = Drawn::default();
     for shape in buckets {
         let records = dataset.records(Split::Train, shape.bucket)?;
-        prompts.extend(records.iter().take(each).map(|record| {
+        for record in records.iter().take(each) {
             let mut rng = Rng::keyed(0, Purpose::Prompt, &[record.id.0, 0]);
-            prompt::draw(record, settings, &mut rng)
-        }));
+            let prompt = prompt::draw(record, settings, &mut rng);
+            drawn
+                .origins
+                .push(prompt::origin(record, &prompt).to_owned());
+            drawn.prompts.push(prompt);
+        }
     }
-    prompts.truncate(count);
-    Ok(prompts)
+    drawn.prompts.truncate(count);
+    drawn.origins.truncate(count);
+    Ok(drawn)
+}
+
+/// The captions of both splits by their sources.
+fn statistics(dataset: &Dataset) -> anyhow::Result<Statistics> {
+    let mut counted = Statistics::default();
+    for split in [Split::Train, Split::Test] {
+        for shape in dataset.buckets(split) {
+            for record in dataset.records(split, shape.bucket)? {
+                for (number, caption) in record.captions.iter().enumerate() {
+                    let source = record.caption_sources.get(number);
+                    let source = source.map_or(prompt::OWN_SOURCE, String::as_str);
+                    counted.add(source, Status::Ok, caption);
+                }
+            }
+        }
+    }
+    Ok(counted)
 }
 
 /// Steps over which the shares of mixed and padded micro-batches are counted.

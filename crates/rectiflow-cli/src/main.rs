@@ -6,6 +6,7 @@
 //! error.
 
 mod bench;
+mod caption;
 mod dedupe;
 mod eval;
 mod export;
@@ -60,6 +61,7 @@ struct Cli {
 enum Command {
     Prep(prep::Args),
     Dedupe(dedupe::Args),
+    Caption(caption::Args),
     Inspect(inspect::Args),
     Plan(plan::Args),
     Train(train::Args),
@@ -118,6 +120,7 @@ impl Command {
             | Self::Forward(_)
             | Self::Bench(_) => true,
             Self::Dedupe(_)
+            | Self::Caption(_)
             | Self::Plan(_)
             | Self::Export(_)
             | Self::Import(_)
@@ -132,6 +135,7 @@ fn run(command: Command) -> anyhow::Result<Answer> {
     match command {
         Command::Prep(args) => prep::run(&args),
         Command::Dedupe(args) => dedupe::run(&args),
+        Command::Caption(args) => caption::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Train(args) => train::run(&args),

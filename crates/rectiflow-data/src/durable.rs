@@ -22,7 +22,7 @@ pub(crate) const TEMPORARY_PREFIX: &str = ".writing-";
 
 /// A file being written. Dropping it without [`DurableFile::commit`] deletes it.
 #[derive(Debug)]
-pub(crate) struct DurableFile {
+pub struct DurableFile {
     path: PathBuf,
     temporary: PathBuf,
     file: Option<BufWriter<File>>,
@@ -30,7 +30,10 @@ pub(crate) struct DurableFile {
 
 impl DurableFile {
     /// Creates the file that gets the name `path` on commit. Its folder must exist.
-    pub(crate) fn create(path: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn create(path: &Path) -> Result<Self> {
         let name = path
             .file_name()
             .expect("the path of a file ends in its name")
@@ -54,19 +57,25 @@ impl DurableFile {
     }
 
     /// The open file, with all written bytes passed to the operating system.
-    pub(crate) fn flushed(&mut self) -> Result<&File> {
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn flushed(&mut self) -> Result<&File> {
         let file = self.file.as_mut().expect("only commit takes the file");
         file.flush().map_err(Error::io(&self.path))?;
         Ok(file.get_ref())
     }
 
     /// Returns an [`Error::Io`] about this file under its final name, for `map_err`.
-    pub(crate) fn error(&self) -> impl FnOnce(io::Error) -> Error {
+    pub fn error(&self) -> impl FnOnce(io::Error) -> Error {
         Error::io(&self.path)
     }
 
     /// Flushes the file to the disk and renames it to its final name.
-    pub(crate) fn commit(mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn commit(mut self) -> Result<()> {
         self.flushed()?.sync_all().map_err(Error::io(&self.path))?;
         self.file = None;
         fs::rename(&self.temporary, &self.path).map_err(Error::io(&self.path))?;
@@ -100,7 +109,10 @@ impl Drop for DurableFile {
 }
 
 /// Writes a whole file at once.
-pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = DurableFile::create(path)?;
     file.write_all(bytes).map_err(file.error())?;
     file.commit()

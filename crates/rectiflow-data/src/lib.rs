@@ -22,6 +22,7 @@
 //! | `board` | tables of image boards: the row of a picture, its text and its columns |
 //! | `posts` | rows of such tables: Parquet, SQLite, JSON lines, CSV |
 //! | `filter` | `prep.filter`: an expression on columns and tags, checked before it is asked |
+//! | `captioning` | `[caption]`: modes, servers and limits of captioning models; pure |
 //! | `order` | the samples of each step: passes, shares, lanes, epochs, windows; pure |
 //! | `dataset` | an opened data set: its row index, verified reads, blocks kept in memory |
 //! | `text` | captions to prompts to token ids, in chunks of 75 |
@@ -39,9 +40,10 @@
 
 mod board;
 pub mod cache;
+pub mod captioning;
 pub mod dataset;
 pub mod dedupe;
-mod durable;
+pub mod durable;
 pub mod error;
 mod filter;
 mod format;
@@ -58,18 +60,21 @@ mod text;
 pub mod text_file;
 
 pub use board::{classes, count};
-pub use format::{block_table, bucket, crop, manifest, record, shard};
+pub use format::{
+    annotation, annotation_rows, annotation_table, block_table, bucket, crop, manifest, record,
+    shard,
+};
 pub use load::{batch, loader, test_batches, throughput};
 pub use order::{amplification, epoch, pass, window};
 pub use picture::{contact_sheet, decode, resize};
 pub use prep::{near_copies, publish, small_pictures, speed};
 pub use source::{choice, no_folder, sample, texts};
-pub use text::{caption, overflow, prompt, tag_list, token};
+pub use text::{caption, overflow, prompt, tag_list, template, token};
 
 pub use dataset::{BucketShape, Dataset, batch_latents::BatchLatents};
 pub use error::{Error, Result};
 pub use format::manifest::{Codec, Manifest, Split};
 pub use format::record::{Record, SampleId};
 pub use prep::{PrepEvent, PrepSettings, PrepSummary, RgbBatch, prepare};
-pub use remote::network::Network;
+pub use remote::{network::Network, store::install_tls};
 pub use source::Source;

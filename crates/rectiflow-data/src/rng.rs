@@ -37,6 +37,10 @@ pub enum Purpose {
     Deal = 14,
     /// Order of a lane's windows in an epoch of `owned` mode.
     LaneOrder = 15,
+    /// Mode of a picture's caption.
+    CaptionMode = 16,
+    /// Seeds that are sent to captioning models.
+    CaptionSeed = 17,
     /// Pauses between attempts at a request; the only purpose whose seed is the time.
     Jitter = 13,
 }

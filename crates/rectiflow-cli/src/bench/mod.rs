@@ -1,5 +1,6 @@
 //! `rectiflow bench`: measures the numbers that the README quotes on this machine.
 
+mod caption;
 mod loader;
 mod prep;
 mod ranks;
@@ -19,6 +20,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    Caption(caption::Args),
     Loader(loader::Args),
     Prep(prep::Args),
     Ranks(ranks::Args),
@@ -28,6 +30,7 @@ enum What {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     match &args.what {
+        What::Caption(args) => caption::run(args),
         What::Loader(args) => loader::run(args),
         What::Prep(args) => prep::run(args),
         What::Ranks(args) => ranks::run(args),

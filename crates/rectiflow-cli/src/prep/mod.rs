@@ -89,6 +89,11 @@ pub(crate) struct Args {
     /// Override a key of the recipe, e.g. --set prep.area_px=262144. Repeatable.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     overrides: Vec<String>,
+    /// A table of captions, tags or scores, as `rectiflow caption`, `tag` and `score` write them,
+    /// which is merged into the texts of the pictures. No picture is encoded again. Repeatable, and
+    /// to be named in each later preparation, or as `prep.annotations` in the recipe.
+    #[arg(long, value_name = "TABLE.parquet")]
+    annotations: Vec<PathBuf>,
     /// Shuffle all rows again, so that pictures added later are spread among the others. Nothing is
     /// encoded twice.
     #[arg(long)]
@@ -128,11 +133,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     no_folder::refuse(&args.source)?;
     check_combination(args)?;
     let url = args.out.to_str().filter(|out| out.contains("://"));
-    let settings = PrepSettings {
+    let mut settings = PrepSettings {
         repack: args.repack,
         send_to: url.filter(|_| !args.keep_latents).map(str::to_owned),
         ..Recipe::load_prep(args.recipe.as_deref(), &args.overrides)?
     };
+    settings.annotations.extend_from_slice(&args.annotations);
     if settings.repack && settings.send_to.is_some() {
         let problem = "--repack moves latents, which a data set at a URL has no copy of here: add \
                        --keep-latents, if they were kept from the first preparation on";

@@ -129,6 +129,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     let misuse = error.chain().any(|cause| {
         cause.is::<Misuse>()
             || cause.downcast_ref().is_some_and(is_setting)
+            || cause.downcast_ref().is_some_and(is_asked_wrong)
             || matches!(
                 cause.downcast_ref(),
                 Some(rectiflow_data::Error::Invalid { .. })
@@ -153,6 +154,15 @@ fn is_setting(error: &rectiflow_train::Error) -> bool {
             | Error::Launch { .. }
             | Error::Data(rectiflow_data::Error::Invalid { .. })
             | Error::Model(rectiflow_sdxl::error::Error::Invalid { .. })
+    )
+}
+
+/// Whether the error is a refused setting of captions, tags or scores.
+fn is_asked_wrong(error: &rectiflow_annotate::error::Error) -> bool {
+    use rectiflow_annotate::error::Error;
+    matches!(
+        error,
+        Error::Invalid { .. } | Error::Data(rectiflow_data::Error::Invalid { .. })
     )
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Crates by their short names.
-const CRATES: [&str; 4] = ["data", "sdxl", "train", "cli"];
+const CRATES: [&str; 5] = ["data", "annotate", "sdxl", "train", "cli"];
 
 /// Files that must exist wherever a path to them begins.
 const SOURCES: [&str; 4] = [".rs", ".cpp", ".py", ".sh"];

@@ -79,6 +79,7 @@ fn empty_manifest() -> Manifest {
 fn record(id: u64, width_px: u32, height_px: u32) -> Record {
     Record {
         id: SampleId(id),
+        caption_sources: Vec::new(),
         captions: Vec::new(),
         tags: Vec::new(),
         important_tags: Vec::new(),

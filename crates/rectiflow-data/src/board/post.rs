@@ -65,6 +65,7 @@ impl Post {
         let cleaned = |words: Vec<String>| clean(words, reading);
         let mut text = Text {
             captions: cleaned(text.captions),
+            caption_sources: Vec::new(),
             tags: cleaned(text.tags),
             important_tags: cleaned(text.important_tags),
             quality: cleaned(text.quality),

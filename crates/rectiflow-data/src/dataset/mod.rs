@@ -423,6 +423,7 @@ pub(crate) mod tests {
     fn record(id: u64) -> Record {
         Record {
             id: SampleId(u64::MAX - id),
+            caption_sources: Vec::new(),
             captions: (0..id % 3)
                 .map(|i| format!("caption {i} of «{id}»"))
                 .collect(),

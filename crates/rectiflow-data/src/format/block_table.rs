@@ -1,5 +1,5 @@
-//! The block table beside the manifest: 128 bytes of checksums and lengths for each block of 32
-//! rows.
+//! The block table beside the manifest: 128 or 136 bytes of checksums and lengths for each block of
+//! 32 rows.
 //!
 //! It grows with the samples, so it is a binary file of its own, which the manifest names by its
 //! hash. Like the manifest it is untrusted input. `docs/format.md` is the specification.
@@ -13,14 +13,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// The version of the format that this crate writes and the only one that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The version of data sets whose texts have no sources of captions. All other rules of the two
+/// versions are the same.
+pub const FIRST_VERSION: u32 = 1;
+/// The newest version that this crate writes and reads.
+pub const FORMAT_VERSION: u32 = 2;
 /// Rows of a block: the unit of reading, checksumming and ownership.
 pub const BLOCK_ROWS: u32 = 32;
-/// Columns of a text object, hence column chunks of a row group.
-pub const TEXT_COLUMNS: usize = 13;
-/// Bytes of a block's entry in the block table.
-pub const BLOCK_ENTRY_BYTES: usize = 24 + 8 * TEXT_COLUMNS;
+/// Columns of a text object, hence column chunks of a row group, at most: the last one, the sources
+/// of captions, is in version 2 alone, and there only where a caption has one.
+pub const TEXT_COLUMNS: usize = 14;
+/// Columns of a text object of version 1.
+pub const FIRST_COLUMNS: usize = 13;
+
+/// Columns of an entry of a version.
+pub(crate) fn num_columns(version: u32) -> usize {
+    if version == FIRST_VERSION {
+        FIRST_COLUMNS
+    } else {
+        TEXT_COLUMNS
+    }
+}
+
+/// Bytes of a block's entry in the block table of a version.
+pub(crate) fn entry_bytes(version: u32) -> usize {
+    24 + 8 * num_columns(version)
+}
 
 const MAGIC: &[u8; 8] = b"RFBLOCKS";
 const TABLE_HEADER_BYTES: usize = 16;
@@ -47,8 +65,36 @@ pub struct Block {
     /// XXH3-64 of the row group's bytes.
     pub text_xxh3: u64,
     /// For each column chunk, in schema order: bytes (page header included) and number of values
-    /// (levels).
+    /// (levels). A last one without bytes is not there.
+    #[serde(with = "columns")]
     pub columns: [(u32, u32); TEXT_COLUMNS],
+}
+
+/// The column chunks of a block in journals: without the last one if it is not there, as in
+/// version 1.
+mod columns {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    use super::{FIRST_COLUMNS, TEXT_COLUMNS};
+
+    type Columns = [(u32, u32); TEXT_COLUMNS];
+
+    pub(super) fn serialize<S: Serializer>(all: &Columns, to: S) -> Result<S::Ok, S::Error> {
+        match all.last() {
+            Some((0, 0)) => all[..FIRST_COLUMNS].serialize(to),
+            _ => all.as_slice().serialize(to),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Columns, D::Error> {
+        let mut found = Vec::<(u32, u32)>::deserialize(from)?;
+        if found.len() == FIRST_COLUMNS {
+            found.push((0, 0));
+        }
+        let num = found.len();
+        let columns = Columns::try_from(found);
+        columns.map_err(|_| D::Error::custom(format!("{num} columns, expected {TEXT_COLUMNS}")))
+    }
 }
 
 impl Block {
@@ -60,12 +106,17 @@ impl Block {
             .sum()
     }
 
+    /// Whether its captions have sources.
+    fn has_sources(&self) -> bool {
+        self.columns[FIRST_COLUMNS] != (0, 0)
+    }
+
     /// Appends the block's entry, little-endian, in the order of the fields.
-    fn write(&self, out: &mut Vec<u8>) {
+    fn write(&self, version: u32, out: &mut Vec<u8>) {
         for word in [self.latents_xxh3, self.text_offset, self.text_xxh3] {
             out.extend(word.to_le_bytes());
         }
-        for (bytes, values) in self.columns {
+        for (bytes, values) in &self.columns[..num_columns(version)] {
             out.extend(bytes.to_le_bytes());
             out.extend(values.to_le_bytes());
         }
@@ -73,7 +124,8 @@ impl Block {
 
     fn read(entry: &[u8]) -> Self {
         let mut columns = [(0, 0); TEXT_COLUMNS];
-        for (at, column) in (24..).step_by(8).zip(&mut columns) {
+        let num_columns = (entry.len() - 24) / 8;
+        for (at, column) in (24..).step_by(8).zip(&mut columns[..num_columns]) {
             *column = (u32_at(entry, at), u32_at(entry, at + 4));
         }
         Self {
@@ -96,6 +148,7 @@ fn u32_at(entry: &[u8], at: usize) -> u32 {
 /// The block table: one entry per block, objects in the manifest's order, blocks in row order.
 #[derive(Clone)]
 pub struct BlockTable {
+    version: u32,
     bytes: Vec<u8>,
     /// Index of each object's first block.
     first: Vec<u64>,
@@ -110,17 +163,30 @@ impl std::fmt::Debug for BlockTable {
 }
 
 impl BlockTable {
-    /// The table of `objects`, each a list of its blocks.
-    pub fn new<'a>(objects: impl IntoIterator<Item = &'a [Block]>) -> Self {
-        let mut bytes = header();
+    /// The table of `objects`, each a list of its blocks, in the first version that can hold them.
+    pub fn new<'a>(objects: impl IntoIterator<Item = &'a [Block], IntoIter: Clone>) -> Self {
+        let objects = objects.into_iter();
+        let has_sources = objects.clone().flatten().any(Block::has_sources);
+        let version = if has_sources {
+            FORMAT_VERSION
+        } else {
+            FIRST_VERSION
+        };
+        let mut bytes = header(version);
         let mut first = Vec::new();
         let mut count = 0;
         for blocks in objects {
             first.push(count);
             count += blocks.len() as u64;
-            blocks.iter().for_each(|block| block.write(&mut bytes));
+            for block in blocks {
+                block.write(version, &mut bytes);
+            }
         }
-        Self { bytes, first }
+        Self {
+            version,
+            bytes,
+            first,
+        }
     }
 
     /// Reads the table that a manifest names as `file` and checks it against the manifest's hash.
@@ -146,18 +212,23 @@ impl BlockTable {
         file: &BlockTableFile,
         num_blocks: impl IntoIterator<Item = u32>,
     ) -> Result<Self> {
-        check_table(&bytes, file).map_err(|reason| Error::Malformed {
-            path: path.into(),
-            kind: "block table",
-            reason,
-        })?;
         let mut first = Vec::new();
         let mut count = 0;
         for num_blocks in num_blocks {
             first.push(count);
             count += u64::from(num_blocks);
         }
-        Ok(Self { bytes, first })
+        let checked = check_table(&bytes, file, count);
+        let version = checked.map_err(|reason| Error::Malformed {
+            path: path.into(),
+            kind: "block table",
+            reason,
+        })?;
+        Ok(Self {
+            version,
+            bytes,
+            first,
+        })
     }
 
     /// Block `block` of object `object` (indices in the manifest).
@@ -166,8 +237,14 @@ impl BlockTable {
     /// If there is no such block.
     pub fn block(&self, object: usize, block: u32) -> Block {
         let index = (self.first[object] + u64::from(block)) as usize;
-        let at = TABLE_HEADER_BYTES + index * BLOCK_ENTRY_BYTES;
-        Block::read(&self.bytes[at..at + BLOCK_ENTRY_BYTES])
+        let entry_bytes = entry_bytes(self.version);
+        let at = TABLE_HEADER_BYTES + index * entry_bytes;
+        Block::read(&self.bytes[at..at + entry_bytes])
+    }
+
+    /// The version of the format.
+    pub fn version(&self) -> u32 {
+        self.version
     }
 
     /// The file's bytes.
@@ -187,9 +264,15 @@ impl BlockTable {
     }
 }
 
-/// Checks the table's bytes, except its entries, against the manifest's `file`. Returns the first
-/// difference.
-fn check_table(bytes: &[u8], file: &BlockTableFile) -> std::result::Result<(), String> {
+/// Checks the bytes of a table, except its entries, against `file`. Returns its version.
+///
+/// # Errors
+/// The first difference.
+fn check_table(
+    bytes: &[u8],
+    file: &BlockTableFile,
+    num_blocks: u64,
+) -> std::result::Result<u32, String> {
     if bytes.len() as u64 != file.bytes {
         return Err(format!(
             "{} bytes, the manifest says {}",
@@ -204,24 +287,31 @@ fn check_table(bytes: &[u8], file: &BlockTableFile) -> std::result::Result<(), S
             file.hash
         ));
     }
-    let header = header();
-    if !bytes.starts_with(&header) {
-        return Err(format!("it must begin with the bytes {header:?}"));
+    // The length says the version, and the header must say the same.
+    for version in [FIRST_VERSION, FORMAT_VERSION] {
+        let header = header(version);
+        if bytes.len() as u64 != table_bytes(num_blocks, version) {
+            continue;
+        }
+        if !bytes.starts_with(&header) {
+            return Err(format!("it must begin with the bytes {header:?}"));
+        }
+        return Ok(version);
     }
-    Ok(())
+    Err(format!("{} bytes for {num_blocks} blocks", bytes.len()))
 }
 
-/// The first bytes of every table.
-fn header() -> Vec<u8> {
+/// The first bytes of every table of a version.
+fn header(version: u32) -> Vec<u8> {
     let mut header = Vec::from(MAGIC);
-    header.extend(FORMAT_VERSION.to_le_bytes());
-    header.extend((BLOCK_ENTRY_BYTES as u32).to_le_bytes());
+    header.extend(version.to_le_bytes());
+    header.extend((entry_bytes(version) as u32).to_le_bytes());
     header
 }
 
 /// Length of a table of `num_blocks` blocks.
-pub(crate) fn table_bytes(num_blocks: u64) -> u64 {
-    TABLE_HEADER_BYTES as u64 + num_blocks * BLOCK_ENTRY_BYTES as u64
+pub(crate) fn table_bytes(num_blocks: u64, version: u32) -> u64 {
+    TABLE_HEADER_BYTES as u64 + num_blocks * entry_bytes(version) as u64
 }
 
 /// Reads a whole file of at most `limit` bytes.
@@ -242,13 +332,54 @@ pub(crate) fn read_at_most(path: &Path, limit: u64, kind: &'static str) -> Resul
 pub(crate) mod tests {
     use super::*;
 
+    /// A block of version 1.
     pub(crate) fn block(seed: u64) -> Block {
-        let columns = std::array::from_fn(|i| (seed as u32 + i as u32, i as u32));
+        let mut columns = std::array::from_fn(|i| (seed as u32 + i as u32, i as u32));
+        columns[FIRST_COLUMNS] = (0, 0);
         Block {
             latents_xxh3: seed,
             text_offset: seed * 3,
             text_xxh3: !seed,
             columns,
+        }
+    }
+
+    #[test]
+    fn sources_of_captions_make_version_2() {
+        let with_sources = |seed| Block {
+            columns: std::array::from_fn(|i| (seed + i as u32, i as u32)),
+            ..block(u64::from(seed))
+        };
+        for (blocks, version, num_bytes) in [
+            (
+                vec![vec![block(1), block(2)], vec![block(3)]],
+                1,
+                16 + 3 * 128,
+            ),
+            (
+                vec![vec![block(1), with_sources(2)], vec![block(3)]],
+                2,
+                16 + 3 * 136,
+            ),
+        ] {
+            let table = BlockTable::new(blocks.iter().map(Vec::as_slice));
+            assert_eq!(
+                (table.version(), table.as_bytes().len()),
+                (version, num_bytes)
+            );
+            let bytes = table.as_bytes().to_vec();
+            let read = BlockTable::parse(Path::new("t"), bytes, &table.file(), [2, 1]).unwrap();
+            assert_eq!(read.version(), version);
+            for (object, blocks) in blocks.iter().enumerate() {
+                for (number, block) in (0..).zip(blocks) {
+                    assert_eq!(read.block(object, number), *block);
+                    let json = serde_json::to_string(block).unwrap();
+                    assert_eq!(serde_json::from_str::<Block>(&json).unwrap(), *block);
+                    let num = serde_json::from_str::<serde_json::Value>(&json).unwrap();
+                    let num = num["columns"].as_array().unwrap().len();
+                    assert_eq!(num, if block.has_sources() { 14 } else { 13 });
+                }
+            }
         }
     }
 

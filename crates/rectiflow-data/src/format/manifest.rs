@@ -14,8 +14,8 @@ use crate::{
     error::{Error, Result},
     format::{
         block_table::{
-            BLOCK_ROWS, Block, BlockTable, BlockTableFile, FORMAT_VERSION, read_at_most,
-            table_bytes,
+            BLOCK_ROWS, Block, BlockTable, BlockTableFile, FIRST_VERSION, FORMAT_VERSION,
+            read_at_most, table_bytes,
         },
         bucket::{Bucket, Geometry},
     },
@@ -89,7 +89,7 @@ pub struct Object {
 pub struct Manifest {
     /// Always [`FORMAT`].
     pub format: String,
-    /// [`FORMAT_VERSION`].
+    /// [`FIRST_VERSION`], or [`FORMAT_VERSION`] if captions have sources.
     pub format_version: u32,
     /// The VAE.
     pub codec: Codec,
@@ -178,7 +178,7 @@ impl Manifest {
         };
         Self {
             format: FORMAT.to_owned(),
-            format_version: FORMAT_VERSION,
+            format_version: FIRST_VERSION,
             codec,
             geometry,
             block_rows: BLOCK_ROWS,
@@ -287,7 +287,7 @@ impl Manifest {
         check_hash("the hash of the block table", &self.blocks.hash)?;
         self.check_buckets()?;
         self.check_objects()?;
-        let expected = table_bytes(self.num_blocks().map(u64::from).sum());
+        let expected = table_bytes(self.num_blocks().map(u64::from).sum(), self.format_version);
         if self.blocks.bytes != expected {
             return Err(format!(
                 "the block table has {} bytes, its objects need {expected}",
@@ -372,11 +372,11 @@ impl Version {
         if self.format != FORMAT {
             return Err(format!("format is {:?}, expected {FORMAT:?}", self.format));
         }
-        if self.format_version != FORMAT_VERSION {
+        if !(FIRST_VERSION..=FORMAT_VERSION).contains(&self.format_version) {
             let found = self.format_version;
             return Err(format!(
-                "format version {found}, this program reads {FORMAT_VERSION}: prepare the data \
-                 again"
+                "format version {found}, this program reads {FIRST_VERSION} to {FORMAT_VERSION}: \
+                 read it with a newer one, or prepare the data again"
             ));
         }
         Ok(())
@@ -470,6 +470,7 @@ pub fn commit(root: &Path, manifest: &mut Manifest, blocks: &[Vec<Block>]) -> Re
         "every object has its blocks"
     );
     let table = BlockTable::new(blocks.iter().map(Vec::as_slice));
+    manifest.format_version = table.version();
     manifest.blocks = table.file();
     let path = root.join(&manifest.blocks.file);
     durable::write(&path, table.as_bytes())?;
@@ -482,7 +483,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::format::block_table::{BLOCK_ENTRY_BYTES, tests::block};
+    use crate::format::block_table::{entry_bytes, tests::block};
 
     fn good() -> (Value, Vec<u8>) {
         let object = |number: u32, rows: u32| {
@@ -534,7 +535,7 @@ mod tests {
             [table.block(0, 0), table.block(0, 1), table.block(1, 0)],
             [block(1), block(2), block(3)]
         );
-        assert_eq!(BLOCK_ENTRY_BYTES, 128);
+        assert_eq!((entry_bytes(1), entry_bytes(2)), (128, 136));
     }
 
     #[test]
@@ -570,7 +571,8 @@ mod tests {
     fn head_cases() -> Vec<Case> {
         vec![
             head("/format", json!("parquet"), "parquet"),
-            head("/format_version", json!(2), "version 2"),
+            head("/format_version", json!(3), "version 3"),
+            head("/format_version", json!(0), "version 0"),
             head("/format_version", json!(u64::MAX), "invalid value"),
             head("/block_rows", json!(64), "block_rows"),
             head("/codec/dtype", json!("BF16"), "BF16"),

@@ -48,6 +48,9 @@ pub struct Record {
     pub id: SampleId,
     /// Captions to choose from; can be empty if `tags` are not, or if captionless images are kept.
     pub captions: Vec<String>,
+    /// Where each caption comes from: "source" for what was prepared, or a mode and its model.
+    /// Empty if no caption comes from a table of annotations.
+    pub caption_sources: Vec<String>,
     /// Tags, as the source writes them.
     pub tags: Vec<String>,
     /// The tags that every prompt built from tags must keep.

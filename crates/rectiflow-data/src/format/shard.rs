@@ -11,7 +11,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use half::f16;
@@ -26,7 +26,7 @@ use crate::{
         block_table::{BLOCK_ROWS, Block},
         manifest::LATENTS_OFFSET,
         record::Record,
-        text_shard::{TextWriter, group_table},
+        text_shard::{TextWriter, group_table, has_sources},
     },
 };
 
@@ -34,14 +34,15 @@ use crate::{
 /// [`ObjectWriter::finish`].
 pub struct ObjectWriter {
     latents: DurableFile,
-    text: TextWriter<DurableFile>,
-    text_path: std::path::PathBuf,
+    root: PathBuf,
+    /// Name of the text file.
+    text: String,
     shape: [usize; 3],
     rows: u32,
     hasher: Xxh3,
     latents_xxh3: Vec<u64>,
-    /// Records of the incomplete block.
-    pending: Vec<Record>,
+    /// Kept to the end, because one of them says whether the file has sources of captions.
+    records: Vec<Record>,
 }
 
 /// The parts of a finished object for the manifest and the block table.
@@ -58,7 +59,7 @@ pub struct Finished {
 impl std::fmt::Debug for ObjectWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ObjectWriter")
-            .field("text", &self.text_path)
+            .field("text", &self.text)
             .field("rows", &self.rows)
             .finish_non_exhaustive()
     }
@@ -72,8 +73,7 @@ impl ObjectWriter {
     /// [`Error::Io`].
     pub fn create(root: &Path, latents: &str, text: &str, shape: [usize; 3]) -> Result<Self> {
         let latents_path = root.join(latents);
-        let text_path = root.join(text);
-        for path in [&latents_path, &text_path] {
+        for path in [&latents_path, &root.join(text)] {
             let folder = path
                 .parent()
                 .expect("names of objects are inside the data set");
@@ -83,17 +83,15 @@ impl ObjectWriter {
         latents
             .write_all(&[b' '; LATENTS_OFFSET as usize])
             .map_err(latents.error())?;
-        let text =
-            TextWriter::new(DurableFile::create(&text_path)?).map_err(parquet_error(&text_path))?;
         Ok(Self {
             latents,
-            text,
-            text_path,
+            root: root.to_owned(),
+            text: text.to_owned(),
             shape,
             rows: 0,
             hasher: Xxh3::new(),
             latents_xxh3: Vec::new(),
-            pending: Vec::new(),
+            records: Vec::new(),
         })
     }
 
@@ -127,12 +125,11 @@ impl ObjectWriter {
             .map_err(self.latents.error())?;
         self.hasher.update(&bytes);
         self.rows += 1;
-        self.pending.push(record);
-        if self.pending.len() == BLOCK_ROWS as usize {
-            self.end_block()
-        } else {
-            Ok(())
+        self.records.push(record);
+        if self.rows.is_multiple_of(BLOCK_ROWS) {
+            self.end_block();
         }
+        Ok(())
     }
 
     /// Completes both files and moves them to their final names, the latents first.
@@ -144,8 +141,8 @@ impl ObjectWriter {
     /// If no row was pushed.
     pub fn finish(mut self) -> Result<Finished> {
         assert!(self.rows > 0, "an object has at least one row");
-        if !self.pending.is_empty() {
-            self.end_block()?;
+        if !self.rows.is_multiple_of(BLOCK_ROWS) {
+            self.end_block();
         }
         let header = latents_header(self.rows, self.shape);
         let mut file = self.latents.flushed()?;
@@ -153,7 +150,7 @@ impl ObjectWriter {
             .and_then(|_| file.write_all(&header))
             .map_err(self.latents.error())?;
         self.latents.commit()?;
-        let (text_bytes, text) = finish_text(self.text, &self.text_path)?;
+        let (text_bytes, text) = write_text(&self.root, &self.text, &self.records)?;
         let blocks = self.latents_xxh3.into_iter().zip(text);
         let blocks = blocks
             .map(|(latents_xxh3, text)| Block {
@@ -168,13 +165,9 @@ impl ObjectWriter {
         })
     }
 
-    fn end_block(&mut self) -> Result<()> {
+    fn end_block(&mut self) {
         self.latents_xxh3.push(self.hasher.digest());
         self.hasher.reset();
-        let records = std::mem::take(&mut self.pending);
-        self.text
-            .write_block(&records)
-            .map_err(parquet_error(&self.text_path))
     }
 }
 
@@ -185,7 +178,8 @@ impl ObjectWriter {
 /// [`Error::Io`].
 pub(crate) fn write_text(root: &Path, text: &str, records: &[Record]) -> Result<(u64, Vec<Block>)> {
     let path = root.join(text);
-    let mut writer = TextWriter::new(DurableFile::create(&path)?).map_err(parquet_error(&path))?;
+    let file = DurableFile::create(&path)?;
+    let mut writer = TextWriter::new(file, has_sources(records)).map_err(parquet_error(&path))?;
     for block in records.chunks(BLOCK_ROWS as usize) {
         writer.write_block(block).map_err(parquet_error(&path))?;
     }

@@ -34,7 +34,7 @@ use parquet::{
 };
 
 use crate::format::{
-    block_table::{BLOCK_ROWS, TEXT_COLUMNS},
+    block_table::{BLOCK_ROWS, FIRST_COLUMNS, TEXT_COLUMNS},
     record::{Record, SampleId},
 };
 
@@ -45,7 +45,8 @@ const NUM_LISTS: usize = 4;
 /// Size columns of the schema.
 const NUM_SIZES: usize = 6;
 
-const SCHEMA: &str = "
+/// The columns of version 1.
+const FIRST_SCHEMA: &str = "
 message rectiflow {
   required int64 id (INTEGER(64, false));
   required group captions (LIST) { repeated group list { required binary element (STRING); } }
@@ -61,19 +62,35 @@ message rectiflow {
   required int32 target_height_px (INTEGER(32, false));
   required binary source (STRING);
 }";
+/// The column that version 2 adds.
+const LAST_COLUMN: &str = "  required group caption_sources (LIST) { repeated group list { required \
+                           binary element (STRING); } }\n}";
 
-static SCHEMA_TYPE: LazyLock<TypePtr> =
-    LazyLock::new(|| Arc::new(parse_message_type(SCHEMA).expect("the schema above is valid")));
+/// The schema with or without the sources of captions.
+static SCHEMAS: LazyLock<[TypePtr; 2]> = LazyLock::new(|| {
+    let with_sources = FIRST_SCHEMA.replace("\n}", &format!("\n{LAST_COLUMN}"));
+    [FIRST_SCHEMA, &with_sources]
+        .map(|schema| Arc::new(parse_message_type(schema).expect("the schemas above are valid")))
+});
 static COLUMNS: LazyLock<SchemaDescriptor> =
-    LazyLock::new(|| SchemaDescriptor::new(SCHEMA_TYPE.clone()));
+    LazyLock::new(|| SchemaDescriptor::new(SCHEMAS[1].clone()));
 
 /// Writes records to `W`, one row group at a time.
 pub(crate) struct TextWriter<W: std::io::Write + Send> {
     file: SerializedFileWriter<W>,
+    has_sources: bool,
+}
+
+/// Whether any of the records has a caption with a source, for which a file has a column.
+pub(crate) fn has_sources<'a>(records: impl IntoIterator<Item = &'a Record>) -> bool {
+    records
+        .into_iter()
+        .any(|record| !record.caption_sources.is_empty())
 }
 
 impl<W: std::io::Write + Send> TextWriter<W> {
-    pub(crate) fn new(out: W) -> Result<Self, ParquetError> {
+    /// A writer of a file with or without the sources of captions.
+    pub(crate) fn new(out: W, has_sources: bool) -> Result<Self, ParquetError> {
         let properties = WriterProperties::builder()
             .set_writer_version(WriterVersion::PARQUET_1_0)
             // Not the library's version: the same rows must always encode to the same bytes.
@@ -86,8 +103,10 @@ impl<W: std::io::Write + Send> TextWriter<W> {
             .set_data_page_size_limit(usize::MAX)
             .set_data_page_row_count_limit(usize::MAX)
             .build();
+        let schema = SCHEMAS[usize::from(has_sources)].clone();
         Ok(Self {
-            file: SerializedFileWriter::new(out, SCHEMA_TYPE.clone(), Arc::new(properties))?,
+            file: SerializedFileWriter::new(out, schema, Arc::new(properties))?,
+            has_sources,
         })
     }
 
@@ -106,6 +125,12 @@ impl<W: std::io::Write + Send> TextWriter<W> {
         write_sizes(&mut group, records)?;
         let sources: Vec<ByteArray> = records.iter().map(|r| r.source.as_str().into()).collect();
         write_column::<ByteArrayType>(&mut group, &sources, None)?;
+        if self.has_sources {
+            let (values, levels) = flatten(records.iter().map(|r| r.caption_sources.as_slice()));
+            write_column::<ByteArrayType>(&mut group, &values, Some(&levels))?;
+        } else {
+            assert!(!has_sources(records), "the file has no column for sources");
+        }
         group.close()?;
         Ok(())
     }
@@ -122,7 +147,7 @@ impl<W: std::io::Write + Send> TextWriter<W> {
 /// # Errors
 /// None that is known: the sink is memory.
 pub(crate) fn encode(records: &[Record]) -> Result<Vec<u8>, ParquetError> {
-    let mut writer = TextWriter::new(Vec::new())?;
+    let mut writer = TextWriter::new(Vec::new(), has_sources(records))?;
     for block in records.chunks(BLOCK_ROWS as usize) {
         writer.write_block(block)?;
     }
@@ -188,6 +213,7 @@ fn blank(id: SampleId) -> Record {
     Record {
         id,
         captions: Vec::new(),
+        caption_sources: Vec::new(),
         tags: Vec::new(),
         important_tags: Vec::new(),
         quality: Vec::new(),
@@ -262,10 +288,9 @@ fn write_column<T: DataType>(
 /// chunks.
 pub(crate) fn group_table(group: &RowGroupMetaData) -> (u64, [(u32, u32); TEXT_COLUMNS]) {
     let chunks = group.columns();
-    assert_eq!(
-        chunks.len(),
-        TEXT_COLUMNS,
-        "the schema has `TEXT_COLUMNS` leaf columns"
+    assert!(
+        [FIRST_COLUMNS, TEXT_COLUMNS].contains(&chunks.len()),
+        "these are the leaf columns of the schemas"
     );
     let mut columns = [(0, 0); TEXT_COLUMNS];
     for (column, chunk) in columns.iter_mut().zip(chunks) {
@@ -335,6 +360,18 @@ impl Decoder<'_> {
         self.sizes(&mut records)?;
         for (record, source) in records.iter_mut().zip(self.flat::<ByteArrayType>()?) {
             record.source = string(&source)?;
+        }
+        if self.columns[FIRST_COLUMNS] == (0, 0) {
+            return Ok(records);
+        }
+        for (record, sources) in records.iter_mut().zip(self.list()?) {
+            let (num_sources, num_captions) = (sources.len(), record.captions.len());
+            if num_sources != 0 && num_sources != num_captions {
+                return Err(format!(
+                    "{num_captions} captions with {num_sources} sources"
+                ));
+            }
+            record.caption_sources = sources;
         }
         Ok(records)
     }
@@ -545,6 +582,11 @@ mod tests {
         (any::<u64>(), texts, any::<bool>(), any::<[u32; 6]>()).prop_map(
             |(id, texts, verbatim, numbers)| Record {
                 id: SampleId(id),
+                caption_sources: if verbatim {
+                    texts.0.clone()
+                } else {
+                    Vec::new()
+                },
                 captions: texts.0,
                 tags: texts.1,
                 important_tags: texts.2,
@@ -565,7 +607,8 @@ mod tests {
     type Group = (Vec<u8>, [(u32, u32); TEXT_COLUMNS]);
 
     fn encode(blocks: &[&[Record]]) -> (Vec<u8>, Vec<Group>) {
-        let mut writer = TextWriter::new(Vec::new()).unwrap();
+        let has_sources = has_sources(blocks.iter().copied().flatten());
+        let mut writer = TextWriter::new(Vec::new(), has_sources).unwrap();
         blocks
             .iter()
             .for_each(|block| writer.write_block(block).unwrap());
@@ -587,6 +630,7 @@ mod tests {
         Record {
             id: SampleId(1),
             captions: texts(),
+            caption_sources: texts(),
             tags: texts(),
             important_tags: Vec::new(),
             quality: Vec::new(),

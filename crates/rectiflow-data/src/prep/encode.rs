@@ -190,11 +190,12 @@ impl Encoding<'_> {
     fn record(&self, item: &Item, placement: &Placement) -> Record {
         let accepted = &self.accepted[item.index];
         let found = &self.source.samples[accepted.file];
-        let texts = self.source.text(found);
+        let texts = self.source.text_of(found, item.id);
         let text = texts.text.unwrap_or_default();
         Record {
             id: item.id,
             captions: text.captions,
+            caption_sources: text.caption_sources,
             tags: text.tags,
             important_tags: text.important_tags,
             quality: text.quality,

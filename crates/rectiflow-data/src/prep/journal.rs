@@ -47,6 +47,7 @@ impl JournalRow {
     pub(crate) fn of(record: &Record) -> Self {
         let text = Text {
             captions: record.captions.clone(),
+            caption_sources: record.caption_sources.clone(),
             tags: record.tags.clone(),
             important_tags: record.important_tags.clone(),
             quality: record.quality.clone(),

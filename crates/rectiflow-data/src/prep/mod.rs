@@ -46,7 +46,7 @@ pub(crate) mod workers;
 pub use events::{BucketCount, PartSummary, PrepEvent, PrepSummary, RgbBatch};
 pub use listing::{ListSummary, ListedBucket, WorkShare, list};
 pub use part::Part;
-pub use places::check_places;
+pub use places::{check_places, list_source_in};
 pub use preparation::prepare;
 pub use settings::PrepSettings;
 pub use workers::{Stage, gather_facts, join_parts, prepare_part};

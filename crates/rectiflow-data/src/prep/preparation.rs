@@ -27,7 +27,7 @@ use crate::{
         kept_pictures::KeptPictures,
         objects::{Cut, Item, ObjectPlan, PlannedObject},
         outlet::Outlet,
-        places::{check_places, list_source},
+        places::{check_places, list_source, remember_annotations},
         scan::{Accepted, Scan},
         settings::PrepSettings,
         share,
@@ -349,8 +349,13 @@ impl<'a> Preparation<'a> {
     /// Puts the current text of a sample into its record.
     fn replace_text(&self, record: &mut Record, accepted: &Accepted) {
         let found = &self.source.samples[accepted.file];
-        let text = self.source.text(found).text.unwrap_or_default();
+        let text = self
+            .source
+            .text_of(found, accepted.id)
+            .text
+            .unwrap_or_default();
         record.captions = text.captions;
+        record.caption_sources = text.caption_sources;
         record.tags = text.tags;
         record.important_tags = text.important_tags;
         record.quality = text.quality;
@@ -480,6 +485,7 @@ impl<'a> Preparation<'a> {
     pub(crate) fn leave_lists(&mut self, out: &Path) -> Result<()> {
         reject::write(out, REJECTED_FILE, &self.rejected())?;
         reject::write(out, NOTES_FILE, &self.scan.all_notes())?;
+        remember_annotations(out, self.settings)?;
         self.scan.remember(&out.join(FACTS_FILE))
     }
 }

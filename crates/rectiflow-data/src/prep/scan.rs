@@ -146,16 +146,24 @@ impl Scan {
 
         // Facts of files that are gone are dropped.
         scan.changed |= num_known != num_last;
-        scan.finish(source, left_out);
+        scan.finish(source, left_out)?;
         scan.remember(memory)?;
         Ok(scan)
     }
 
     /// Adds what the listing of the source says, after the last sample, and leaves near-copies out.
-    pub(crate) fn finish(&mut self, source: &Source, left_out: &LeftOut) {
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a table of annotations that is about none of the pictures.
+    pub(crate) fn finish(&mut self, source: &Source, left_out: &LeftOut) -> Result<()> {
         self.leave_out(left_out);
         self.rejected.extend_from_slice(&source.remarks);
         self.notes.extend_from_slice(&source.notes);
+        let ids: HashSet<u64> = self.facts.iter().map(|fact| fact.id).collect();
+        let is_here = |id: SampleId| ids.contains(&id.0);
+        let remarks = source.annotations.check(&is_here, ids.len() as u64)?;
+        self.rejected.extend(remarks);
+        Ok(())
     }
 
     /// Rejects accepted samples that are on the list of near-copies, if the picture that stays

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
+    format::record::SampleId,
     picture::decode,
     prep::{
         fact::{Fact, Remembered},
@@ -103,7 +104,14 @@ fn scan_file(
 
 /// Reads the text of an image.
 fn scan_text(source: &Source, found: &Sample, settings: &PrepSettings, scanned: &mut Scanned) {
-    let texts = source.text(found);
+    let mut texts = match &scanned.fact {
+        Ok(fact) => source.text_of(found, SampleId(fact.id)),
+        Err(_) => source.text(found),
+    };
+    // A row of a table can be about a picture of which no text stays.
+    texts.text = texts
+        .text
+        .filter(|text| !text.is_empty() || settings.keep_captionless);
     if let Ok(fact) = &scanned.fact {
         scanned.removed_by = source.removed_by(&texts, fact.width_px, fact.height_px);
         if scanned.removed_by.is_some() {

@@ -1,5 +1,7 @@
 //! The `[prep]` section of a recipe: its checks and its bucket geometry. Pure.
 
+use std::{collections::BTreeMap, path::PathBuf};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +98,14 @@ pub struct PrepSettings {
     /// Default none: tables in the folder that have an id or md5, tags of a board and no names of
     /// files are found by themselves.
     pub tables: Vec<String>,
+    /// Tables of annotations, as `rectiflow caption`, `tag` and `score` write them: their captions,
+    /// tags and ranks are added to the texts of the pictures that they are about. Paths from where
+    /// the program runs; `--annotations` adds others. Default none.
+    pub annotations: Vec<PathBuf>,
+    /// The quality words of ranks in tables of annotations: each with the percentage of pictures
+    /// that must score lower. Range 0 to 100; the highest that a rank reaches counts. Pictures that
+    /// have quality words keep theirs. Default as `tags.score_words`.
+    pub quality_ranks: BTreeMap<String, f64>,
     /// Which pictures are kept, such as `rating in [g, s] and score >= 5 and width*height >= 65536
     /// and not tag:comic`: columns of tables of image boards, and of every picture `width`,
     /// `height`, `num_tags` and `tag:name`. Default "": all.
@@ -155,6 +165,8 @@ impl Default for PrepSettings {
             tag_separator: TagSeparator::Comma,
             unescape_parentheses: true,
             tables: Vec::new(),
+            annotations: Vec::new(),
+            quality_ranks: TagSettings::default().score_words,
             filter: String::new(),
             keep_gib: 1.0,
             encode_batch: 8,
@@ -189,6 +201,13 @@ impl PrepSettings {
             ));
         }
         problems.extend(self.tags.problems());
+        for (word, percent) in &self.quality_ranks {
+            if !(0.0..=100.0).contains(percent) || word.trim().is_empty() {
+                problems.push(format!(
+                    "prep.quality_ranks: {word:?} = {percent}: must be a word with 0 to 100"
+                ));
+            }
+        }
         if let Some(problem) = filter::problem(&self.filter) {
             problems.push(format!("prep.filter: {problem}"));
         }

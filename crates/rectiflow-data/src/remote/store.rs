@@ -90,7 +90,8 @@ fn allows_http() -> bool {
         || std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true")
 }
 
-pub(crate) fn install_tls() {
+/// Selects the provider of TLS for this process.
+pub fn install_tls() {
     static INSTALLED: Once = Once::new();
     // An error means that the program has installed another provider already, which works too.
     INSTALLED.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));

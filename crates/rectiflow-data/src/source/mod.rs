@@ -21,6 +21,7 @@
 //! its own row has its texts. Captions come from the first source with a caption, tags from the
 //! first with tags. What another source says differently is listed in `rejected.jsonl`.
 
+pub(crate) mod annotations;
 pub(crate) mod boards;
 pub mod choice;
 pub(crate) mod folder;
@@ -40,7 +41,6 @@ pub(crate) mod walk;
 
 use std::{
     fs::{self, File},
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::UNIX_EPOCH,
@@ -51,15 +51,17 @@ use sha2::{Digest, Sha256};
 use crate::{
     board::{TableFile, classes::TagSettings},
     error::{Error, Result},
+    format::record::SampleId,
     posts::size,
     reject::{Fault, Reason, Remark},
     remote::{Location, network::Network},
     source::{
+        annotations::Annotations,
         boards::{BoardSettings, Boards, Size, named_tables},
         choice::{SourceKind, Survey},
         listing::Listing,
         names::{Kind, Sidecar, stem_of},
-        rows::{RowFile, Span},
+        rows::{RowFile, Span, read_span},
         sample::{Place, Sample, Table},
         shards::{
             files::Files,
@@ -100,6 +102,8 @@ pub struct Source {
     pictures: Vec<Pictures>,
     /// Tables of image boards, and the filter.
     pub(crate) boards: Boards,
+    /// What models say about the pictures.
+    pub(crate) annotations: Annotations,
 }
 
 /// What says whether a picture is the same as at an earlier time.
@@ -162,6 +166,7 @@ impl Source {
             shards: listing.shards,
             pictures: listing.pictures,
             boards,
+            annotations: Annotations::default(),
         })
     }
 
@@ -240,6 +245,16 @@ impl Source {
         let mut texts = texts.finish(&sample.path);
         texts.remarks.extend(remarks);
         texts.post = post;
+        texts
+    }
+
+    /// As [`Source::text`], with what tables of annotations say about the picture `id`.
+    pub(crate) fn text_of(&self, sample: &Sample, id: SampleId) -> Texts {
+        let mut texts = self.text(sample);
+        let mut text = texts.text.unwrap_or_default();
+        self.annotations.merge(id, &mut text, &self.reading);
+        let has_text = !text.is_empty() || !text.quality.is_empty();
+        texts.text = has_text.then_some(text);
         texts
     }
 
@@ -428,13 +443,6 @@ fn read_text(shard: &Shard, span: Span) -> std::result::Result<Vec<u8>, String> 
     }
     let bytes = shard.read(span.offset..span.offset + u64::from(span.len));
     bytes.map(Into::into).map_err(|error| error.to_string())
-}
-
-fn read_span(file: &File, span: Span) -> std::result::Result<Vec<u8>, String> {
-    let mut bytes = vec![0; span.len as usize];
-    file.read_exact_at(&mut bytes, span.offset)
-        .map_err(|error| error.to_string())?;
-    Ok(bytes)
 }
 
 /// The stamp of a file, which must be a regular one.

@@ -5,6 +5,7 @@ use std::{
     fmt,
     fs::{self, File},
     io::{BufWriter, Write},
+    os::unix::fs::FileExt,
     path::Path,
 };
 
@@ -76,6 +77,14 @@ impl RowFile {
             .into_inner()
             .map_err(std::io::IntoInnerError::into_error)
     }
+}
+
+/// Reads the JSON of a row.
+pub(crate) fn read_span(file: &File, span: Span) -> Result<Vec<u8>, String> {
+    let mut bytes = vec![0; span.len as usize];
+    file.read_exact_at(&mut bytes, span.offset)
+        .map_err(|error| error.to_string())?;
+    Ok(bytes)
 }
 
 /// Takes the rows of a table.

@@ -53,6 +53,8 @@ pub struct Reading {
 pub struct Text {
     /// Captions and alt-texts.
     pub captions: Vec<String>,
+    /// Where each caption comes from; empty if all are the source's own.
+    pub caption_sources: Vec<String>,
     /// Tags.
     pub tags: Vec<String>,
     /// Tags that must be kept.
@@ -150,6 +152,10 @@ impl Text {
             }
         }
         hash_text(&mut hasher, if self.verbatim { "verbatim" } else { "" });
+        // Texts without sources keep the hash that earlier versions wrote.
+        for source in &self.caption_sources {
+            hash_text(&mut hasher, source);
+        }
         hasher.digest()
     }
 

@@ -175,6 +175,7 @@ impl<'a> Keys<'a> {
         captions.extend(alt_texts);
         let mut text = Text {
             captions,
+            caption_sources: Vec::new(),
             tags: self.words("tags")?,
             important_tags: self.words("important_tags")?,
             quality: self.words("quality")?,

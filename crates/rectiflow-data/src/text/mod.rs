@@ -7,5 +7,6 @@ pub mod overflow;
 pub mod prompt;
 pub(crate) mod separated;
 pub mod tag_list;
+pub mod template;
 pub mod token;
 pub(crate) mod token_cache;

@@ -18,6 +18,9 @@ use crate::{
     text::token::Cut,
 };
 
+/// The source of captions that were in the prepared source itself.
+pub const OWN_SOURCE: &str = "source";
+
 /// `[data.prompt]`: how prompts are made from captions and tags. The defaults are the article's
 /// rates.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -129,6 +132,23 @@ pub fn is_dropped(record: &Record, prompt: &str) -> bool {
     prompt.is_empty() || quality(record).is_some_and(|quality| quality == prompt)
 }
 
+/// Where a prompt that was drawn from a record comes from: the source of its caption, "source" for
+/// one that was prepared, "tags" or "dropped".
+pub fn origin<'a>(record: &'a Record, prompt: &str) -> &'a str {
+    if is_dropped(record, prompt) {
+        return "dropped";
+    }
+    for (number, caption) in record.captions.iter().enumerate() {
+        let before = prompt.strip_suffix(caption.as_str());
+        // Quality words can precede a caption.
+        if before.is_some_and(|before| before.is_empty() || before.ends_with(", ")) {
+            let source = record.caption_sources.get(number);
+            return source.map_or(OWN_SOURCE, String::as_str);
+        }
+    }
+    "tags"
+}
+
 /// The quality words as one string. None if there are none or the record is verbatim.
 fn quality(record: &Record) -> Option<String> {
     (!record.verbatim && !record.quality.is_empty()).then(|| record.quality.join(", "))
@@ -201,6 +221,7 @@ mod tests {
     fn record() -> Record {
         Record {
             id: SampleId(1),
+            caption_sources: Vec::new(),
             captions: strings(&["A caption.", "Another.", "A third."]),
             tags: strings(&["solo", "long_hair", "blue sky", "cat", "^_^"]),
             important_tags: strings(&["cat"]),
@@ -240,6 +261,33 @@ mod tests {
 
     fn count(prompts: &[String], test: impl Fn(&str) -> bool) -> usize {
         prompts.iter().filter(|prompt| test(prompt)).count()
+    }
+
+    #[test]
+    fn prompts_have_an_origin() {
+        let sourced = Record {
+            caption_sources: strings(&["source", "short by m", "long by m"]),
+            ..record()
+        };
+        let front = PromptSettings {
+            quality_before_captions: 0.5,
+            ..PromptSettings::default()
+        };
+        let mut origins = BTreeMap::<&str, u32>::new();
+        for prompt in draws(&sourced, &front) {
+            let origin = origin(&sourced, &prompt);
+            *origins.entry(origin).or_default() += 1;
+            let expected = match prompt.rsplit(", ").next().unwrap_or("") {
+                "A caption." => "source",
+                "Another." => "short by m",
+                "A third." => "long by m",
+                "" | "best quality" => "dropped",
+                _ => "tags",
+            };
+            assert_eq!(origin, expected, "{prompt}");
+        }
+        assert_eq!(origins.len(), 5, "{origins:?}");
+        assert_eq!(origin(&record(), "Another."), "source");
     }
 
     #[test]

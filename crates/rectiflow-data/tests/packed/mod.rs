@@ -35,6 +35,7 @@ pub(crate) fn record(id: u64, (width_px, height_px): (u32, u32)) -> Record {
         .to_vec();
     Record {
         id: SampleId(id),
+        caption_sources: Vec::new(),
         captions: vec![caption(0), caption(id % 4 * 20)],
         tags: if id.is_multiple_of(2) {
             tags

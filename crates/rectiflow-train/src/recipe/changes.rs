@@ -31,6 +31,7 @@ impl Change {
             "checkpoint.",
             "preview.",
             "prep.",
+            "caption.",
             "guard.",
             "memory.",
             "ranks.",

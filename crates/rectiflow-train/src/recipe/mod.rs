@@ -16,6 +16,7 @@ pub(crate) mod unknown_keys;
 use std::path::Path;
 
 use rectiflow_data::{
+    captioning::CaptionSettings,
     order::{Amount, OrderSettings},
     prep::PrepSettings,
 };
@@ -25,7 +26,7 @@ use rectiflow_sdxl::{
     model::Component,
 };
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tch::Device;
 
 use crate::{
@@ -90,6 +91,9 @@ pub struct Recipe {
     /// How `rectiflow prep --recipe` prepares images; training ignores it.
     #[serde(default)]
     pub prep: PrepSettings,
+    /// How `rectiflow caption --recipe` asks served models about pictures; training ignores it.
+    #[serde(default)]
+    pub caption: CaptionSettings,
 }
 
 /// A valid recipe.
@@ -155,23 +159,37 @@ impl Recipe {
     /// # Errors
     /// As [`Recipe::load`].
     pub fn load_prep(path: Option<&Path>, overrides: &[String]) -> Result<PrepSettings> {
+        let mut table = Self::known_table(path, overrides)?;
+        section(&mut table, "prep", path)
+    }
+
+    /// Returns the `[caption]` and the `[prep]` section of a recipe, or the defaults, with
+    /// `overrides`. Other sections are optional.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`].
+    pub fn load_caption(
+        path: Option<&Path>,
+        overrides: &[String],
+    ) -> Result<(CaptionSettings, PrepSettings)> {
+        let mut table = Self::known_table(path, overrides)?;
+        let prep = section(&mut table, "prep", path)?;
+        let caption: CaptionSettings = section(&mut table, "caption", path)?;
+        let problems = caption.problems();
+        if problems.is_empty() {
+            return Ok((caption, prep));
+        }
+        Err(Error::recipe(path.unwrap_or(Path::new(NO_FILE)), problems))
+    }
+
+    /// Reads a recipe of which every key is known.
+    fn known_table(path: Option<&Path>, overrides: &[String]) -> Result<toml::Table> {
         let mut table = read_table(path, overrides)?;
-        let path = path.unwrap_or(Path::new(NO_FILE));
         let unknown = take_unknown_keys::<Self>(&mut table);
-        if !unknown.is_empty() {
-            return Err(Error::recipe(path, unknown));
+        if unknown.is_empty() {
+            return Ok(table);
         }
-        let section = match table.remove("prep") {
-            Some(section) => section,
-            None => toml::Value::Table(toml::Table::new()),
-        };
-        match section.try_into() {
-            Ok(settings) => Ok(settings),
-            Err(error) => {
-                let problem = format!("prep: {}", one_line(&error));
-                Err(Error::recipe(path, vec![problem]))
-            }
-        }
+        Err(Error::recipe(path.unwrap_or(Path::new(NO_FILE)), unknown))
     }
 
     /// Returns the recipe as TOML with every default written out, as stored in each checkpoint.
@@ -309,6 +327,22 @@ impl Recipe {
         );
         Some(("data.share".to_owned(), reason))
     }
+}
+
+/// Takes a section out of a recipe; the defaults if it has none.
+fn section<T: DeserializeOwned>(
+    table: &mut toml::Table,
+    name: &str,
+    path: Option<&Path>,
+) -> Result<T> {
+    let section = match table.remove(name) {
+        Some(section) => section,
+        None => toml::Value::Table(toml::Table::new()),
+    };
+    section.try_into().map_err(|error| {
+        let problem = format!("{name}: {}", one_line(&error));
+        Error::recipe(path.unwrap_or(Path::new(NO_FILE)), vec![problem])
+    })
 }
 
 impl Checked {

@@ -34,8 +34,11 @@ fn page() -> String {
         write_section(&mut page, &root, &title, section, item);
         for (key, value) in &properties(item) {
             let target = resolve(&root, value);
+            let inner = resolve(&root, target.get("items").unwrap_or(&Value::Null));
             if !properties(target).is_empty() {
                 write_section(&mut page, &root, &format!("[{name}.{key}]"), value, target);
+            } else if !properties(inner).is_empty() {
+                write_section(&mut page, &root, &format!("[[{name}.{key}]]"), value, inner);
             }
         }
     }
@@ -51,7 +54,8 @@ fn write_section(page: &mut String, root: &Value, title: &str, field: &Value, se
     .expect("a String grows");
     for (key, value) in &properties(section) {
         let target = resolve(root, value);
-        if !properties(target).is_empty() {
+        let inner = resolve(root, target.get("items").unwrap_or(&Value::Null));
+        if !properties(target).is_empty() || !properties(inner).is_empty() {
             continue;
         }
         let meaning = description_of_either(value, target);

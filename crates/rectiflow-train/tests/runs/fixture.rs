@@ -267,6 +267,7 @@ pub(crate) fn spoil_with_nan(step: &mut Step) {
 fn record(id: u64, (width_px, height_px): (u32, u32)) -> Record {
     Record {
         id: SampleId(id),
+        caption_sources: Vec::new(),
         captions: vec![format!(
             "a {} square",
             ["red", "green", "blue"][id as usize % 3]
