@@ -67,7 +67,8 @@ pub use format::{
 pub use load::{batch, loader, test_batches, throughput};
 pub use order::{amplification, epoch, pass, window};
 pub use picture::{contact_sheet, decode, resize};
-pub use prep::{near_copies, publish, small_pictures, speed};
+pub use posts::values;
+pub use prep::{near_copies, publish, quality_ranks, small_pictures, speed};
 pub use source::{choice, no_folder, sample, texts};
 pub use text::{caption, overflow, prompt, tag_list, template, token};
 

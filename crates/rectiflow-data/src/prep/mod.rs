@@ -31,6 +31,7 @@ pub(crate) mod part;
 pub(crate) mod places;
 pub(crate) mod preparation;
 pub mod publish;
+pub mod quality_ranks;
 pub(crate) mod scan;
 pub(crate) mod scanned;
 pub(crate) mod settings;

@@ -7,7 +7,10 @@ use crate::{
     board::classes::TagSettings,
     filter,
     format::bucket::{Geometry, ResizeSpace},
-    prep::split::Share,
+    prep::{
+        quality_ranks::{self, QualityRank},
+        split::Share,
+    },
     source::{boards::BoardSettings, choice::SourceKind},
     text::{
         caption::{Reading, TxtFiles},
@@ -72,6 +75,11 @@ pub struct PrepSettings {
     /// `quality` words, are marked verbatim: training adds no quality words to them. Default: the
     /// usual ones.
     pub quality_words: Vec<String>,
+    /// The quality word of a picture by the rank of its score, where tables of annotations have
+    /// scores (`rectiflow score`): each word with the share of all scores that must be lower, 0 to
+    /// 1; of those that a picture reaches the highest counts. Default as for NoobAI-XL. An empty
+    /// list: no words.
+    pub quality_ranks: Vec<QualityRank>,
     /// What a `name.txt` beside an image holds: "caption", "tags", or "auto": a caption, unless
     /// another source has a caption and the text reads like a list of tags, as kohya's scripts
     /// leave them beside `name.caption`. Default "auto".
@@ -146,6 +154,7 @@ impl Default for PrepSettings {
             test_count: 0,
             keep_captionless: false,
             quality_words: words.map(str::to_owned).to_vec(),
+            quality_ranks: quality_ranks::usual(),
             txt_files: TxtFiles::Auto,
             caption_lines: false,
             tag_separator: TagSeparator::Comma,
@@ -185,6 +194,7 @@ impl PrepSettings {
             ));
         }
         problems.extend(self.tags.problems());
+        problems.extend(quality_ranks::problems(&self.quality_ranks));
         if let Some(problem) = filter::problem(&self.filter) {
             problems.push(format!("prep.filter: {problem}"));
         }
