@@ -37,7 +37,10 @@ pub const FLOORS: [(&str, &[&str]); 5] = [
             "error",
         ],
     ),
-    ("rectiflow-annotate", &["pictures", "table", "error"]),
+    (
+        "rectiflow-annotate",
+        &["tag", "score", "pass", "pictures", "table", "onnx", "error"],
+    ),
     (
         "rectiflow-sdxl",
         // `compare` opens whole models, so it stands above `files`.
@@ -81,6 +84,11 @@ pub const FLOORS: [(&str, &[&str]); 5] = [
             "bench",
             "prep",
             "dedupe",
+            "tag",
+            "score",
+            "annotating",
+            "picture_model",
+            "ranks_page",
             "inspect",
             "plan",
             "train",

@@ -9,10 +9,18 @@
 //!
 //! | folder | holds |
 //! |---|---|
+//! | `tag` | the names of a tagger's outputs, and which of them are a picture's tags |
+//! | `score` | a head's numbers to scores, scores of a table, ranks over a whole set |
+//! | `pass` | each picture of a set once through a model, a row for each |
 //! | `pictures` | what is annotated: pictures of a source, or of a packed data set |
 //! | `table` | the answers: a journal, numbered parts, one table at the end |
+//! | `onnx` | models in ONNX files: found, opened and run; pictures to their inputs |
 //! | `error` | errors by meaning |
 
 pub mod error;
+pub mod onnx;
+pub mod pass;
 pub mod pictures;
+pub mod score;
 pub mod table;
+pub mod tag;
