@@ -1,9 +1,12 @@
 # The entry points of the repository. `make demo` and `make test` need rustc and cargo, a C++ compiler, make and Python
-# with pip. The first run fetches libtorch; scripts/libtorch.py documents the source and the alternatives.
+# with pip. The first run fetches libtorch; scripts/libtorch.py documents the source and the alternatives, and
+# scripts/onnxruntime.py those of ONNX Runtime, which the tests load.
 
 PYTHON ?= python3
 # Every recipe that compiles starts with this: finds or fetches libtorch, or stops.
 TORCH = LIBTORCH="$$($(PYTHON) scripts/libtorch.py)" || exit 1; export LIBTORCH; unset LIBTORCH_USE_PYTORCH
+# Tests of tags and scores load it at run time; nothing is compiled against it.
+ONNX = $(PYTHON) scripts/onnxruntime.py >/dev/null || exit 1
 PEERS = .venv-peers
 # For the comparison with ComfyUI, whose source is in the folder COMFYUI.
 PEERS_COMFY = .venv-peers-comfy
@@ -15,7 +18,7 @@ CAPTION = .venv-caption
 LOADERS_DISK = .venv-loaders-disk
 PYTHON313 ?= python3.13
 
-.PHONY: help build cuda-check test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm slurm-prep two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments guard-runs clean-demo peers-caption
+.PHONY: help build cuda-check test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm slurm-prep two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments guard-runs clean-demo peers-caption peers-score
 
 help:
 	@echo 'make build          build the binary, target/release/rectiflow'
@@ -36,6 +39,7 @@ help:
 	@echo 'make peers-loaders  compare the loader with seven others (installs $(LOADERS) and $(LOADERS_DISK), 2.7 GB)'
 	@echo 'make peers-prep     compare the preparation of pictures with datago and Pillow (installs $(PREP), 0.1 GB)'
 	@echo 'make peers-caption  caption pictures with a real server, transformers serve (installs $(CAPTION), 1.3 GB)'
+	@echo "make peers-score    compare tagging and scoring with Python's onnxruntime (installs $(SCORE), 0.3 GB)"
 	@echo 'make peers-sources  list sources that webdataset, tar, hfutils, webshart, datasets and MosaicML write'
 	@echo 'make restarts       test restarts under torchrun (installs $(PEERS), 1.6 GB)'
 	@echo 'make slurm          test launch/slurm.sbatch under Slurm; skipped without root, slurm-wlm and munge'
@@ -79,7 +83,7 @@ lint:
 # plain `cargo test` is the fallback. One thread: libgomp's spinning threads would compete for the same cores.
 OTHERS = --release --workspace --tests --example emoji_pictures
 unit:
-	@$(TORCH); set -x; export OMP_NUM_THREADS=1; cargo test --quiet --release --workspace --lib --bins && \
+	@$(TORCH); $(ONNX); set -x; export OMP_NUM_THREADS=1; cargo test --quiet --release --workspace --lib --bins && \
 	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run $(OTHERS) -E 'kind(test) + kind(example)'; \
 	else cargo test $(OTHERS:--tests=--test '*'); fi
 
@@ -89,7 +93,7 @@ FUZZ_SECS ?= 3600
 FUZZ_COUNT ?= 2000
 FUZZ_SEED ?= 1
 fuzz:
-	@$(TORCH); end=$$(($$(date +%s) + $(FUZZ_SECS))); seed=$(FUZZ_SEED); \
+	@$(TORCH); $(ONNX); end=$$(($$(date +%s) + $(FUZZ_SECS))); seed=$(FUZZ_SEED); \
 	while [ $$(date +%s) -lt $$end ]; do \
 	echo "MUTATION_SEED=$$seed MUTATION_COUNT=$(FUZZ_COUNT)"; \
 	MUTATION_SEED=$$seed MUTATION_COUNT=$(FUZZ_COUNT) OMP_NUM_THREADS=1 \
@@ -182,6 +186,14 @@ peers-caption: build
 	TORCH_USE_RTLD_GLOBAL=1 $(CAPTION)/bin/python scripts/peers/caption/serve.py target/peers-caption \
 	--program target/release/rectiflow --transformers $(CAPTION)/bin/transformers
 
+
+# Takes ten minutes on an otherwise idle machine.
+SCORE = .venv-score
+peers-score: build
+	$(PYTHON312) scripts/peers/environment.py $(SCORE) scripts/peers/requirements-score.txt
+	$(ONNX); PYTHONPATH=scripts/peers $(SCORE)/bin/python scripts/peers/score/compare.py target/peers-score \
+	--program target/release/examples/bench_score --command target/release/rectiflow \
+	--out benches/runs/$$(date +%F)-score --page docs/tags-and-scores.md
 # Sources of pictures as the real tools write them: one environment for MosaicML's, one for the others.
 SOURCES = .venv-sources
 peers-sources:

@@ -17,8 +17,6 @@ Standard output is the folder alone; progress and errors go to standard error. A
 one stat. The SHA-256 of each wheel is checked before any of its files are used.
 """
 
-import fcntl
-import hashlib
 import os
 import shutil
 import subprocess
@@ -26,9 +24,10 @@ import sys
 import zipfile
 from pathlib import Path
 
+from wheels import CHOOSE_WHEEL, PIP, PYTHON_TAG, cache_folder, download, fail, once, say
+
+# tch 0.26 binds exactly this torch.
 TORCH = "2.13.0"
-# tch 0.26 binds exactly this torch. Any Python can fetch the cp312 wheel: only libtorch is used.
-PYTHON_TAG = "3.12"
 
 # Package, version, SHA-256 of the wheel. The CUDA versions are those that torch 2.13.0 asks for,
 # directly and through cuda-toolkit 13.0.3.
@@ -129,19 +128,6 @@ CPU_LIBRARIES = {
 }
 
 
-PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-CHOOSE_WHEEL = ["--only-binary=:all:", "--python-version", PYTHON_TAG]
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
-
-
-def fail(text):
-    say(f"error: {text}")
-    sys.exit(1)
-
-
 def by_hand(wheels, folder):
     """The message for a failed download: how to provide libtorch without it."""
     wanted = " ".join(f"{name}=={version}" for name, version, _ in wheels)
@@ -159,45 +145,10 @@ def has_nvidia_gpu():
     return Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia/version").exists()
 
 
-def sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def find_wheel(folder, name, version):
-    stem = f"{name.replace('-', '_')}-{version}-"
-    return next((p for p in sorted(folder.glob("*.whl")) if p.name.startswith(stem)), None)
-
-
 def download_all(wheels, folder):
     """The checked wheels; downloads to `folder` those that are not there already."""
-    return [download(*wheel, wheels, folder) for wheel in wheels]
-
-
-def download(name, version, wanted_sha256, wheels, folder):
-    """The checked wheel of one package, which is one of `wheels`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if find_wheel(folder, name, version) is None:
-        say(f"libtorch: fetching {name} {version}")
-        command = [*PIP, "download", "--no-deps", *CHOOSE_WHEEL, "-d", str(folder)]
-        # pip's progress goes to standard error: standard output is the answer alone.
-        answer = subprocess.run([*command, f"{name}=={version}"], stdout=sys.stderr, check=False)
-        if answer.returncode != 0:
-            fail(by_hand(wheels, folder))
-    wheel = find_wheel(folder, name, version)
-    if wheel is None:
-        fail(f"pip reported success but left no wheel of {name} {version} in {folder}")
-    found = sha256(wheel)
-    if found != wanted_sha256:
-        wheel.unlink()
-        fail(
-            f"{wheel.name}: expected SHA-256 {wanted_sha256}, found {found}; "
-            "removed it, run make again"
-        )
-    return wheel
+    advice = by_hand(wheels, folder)
+    return [download(wheel, folder, "libtorch", advice) for wheel in wheels]
 
 
 def unpack_cpu(wheels, folder):
@@ -229,14 +180,14 @@ def unpack_cpu(wheels, folder):
 
 
 def install_cpu(cache, target):
-    wheels = download_all(CPU_WHEELS, cache / "wheels")
+    folder = cache / "wheels"
+    wheels = download_all(CPU_WHEELS, folder)
     say(f"libtorch: unpacking the CPU part to {target}")
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unpack_cpu(wheels, unfinished)
     unfinished.rename(target)
-    shutil.rmtree(cache / "wheels")
-    return target
+    shutil.rmtree(folder)
 
 
 def unpack_cuda(wheel, folder):
@@ -260,7 +211,6 @@ def install_cuda(cache, target):
         unpack_cuda(wheel, unfinished)
     unfinished.rename(target)
     shutil.rmtree(cache / "wheels")
-    return target
 
 
 def installed_pytorch():
@@ -295,15 +245,11 @@ def main():
     variant = os.environ.get("RECTIFLOW_LIBTORCH") or ("cuda" if has_nvidia_gpu() else "cpu")
     if variant not in ("cpu", "cuda"):
         fail(f"RECTIFLOW_LIBTORCH={variant}: expected cpu or cuda")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rectiflow"
+    cache = cache_folder()
     target = cache / f"libtorch-{TORCH}-{variant}"
     libtorch = target / "torch" if variant == "cuda" else target
-    if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with open(cache / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not target.exists():
-                (install_cuda if variant == "cuda" else install_cpu)(cache, target)
+    install = install_cuda if variant == "cuda" else install_cpu
+    once(target, lambda: install(cache, target))
     return str(libtorch)
 
 

@@ -39,7 +39,9 @@ pub const FLOORS: [(&str, &[&str]); 5] = [
     ),
     (
         "rectiflow-annotate",
-        &["caption", "loopback", "pictures", "table", "error"],
+        &[
+            "caption", "loopback", "tag", "score", "pass", "pictures", "table", "onnx", "error",
+        ],
     ),
     (
         "rectiflow-sdxl",
@@ -85,6 +87,11 @@ pub const FLOORS: [(&str, &[&str]); 5] = [
             "prep",
             "dedupe",
             "caption",
+            "tag",
+            "score",
+            "annotating",
+            "picture_model",
+            "ranks_page",
             "inspect",
             "plan",
             "train",

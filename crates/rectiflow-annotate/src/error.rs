@@ -37,6 +37,17 @@ pub enum Error {
         /// What gave it away.
         reason: String,
     },
+    /// ONNX Runtime is missing, or does not fit; where it was looked for, and what to do.
+    #[error("{0}")]
+    NoRuntime(String),
+    /// A file that is no model, or one that does not look at pictures.
+    #[error("{}: {reason}", path.display())]
+    Model {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What it has, and what is expected.
+        reason: String,
+    },
     /// A table that another process is writing.
     #[error("{what}: {reason}")]
     NotReady {

@@ -5,6 +5,7 @@
 //! output gets that answer and nothing else, once, at the end; progress and logs go to standard
 //! error.
 
+mod annotating;
 mod bench;
 mod caption;
 mod dedupe;
@@ -14,13 +15,17 @@ mod forward;
 mod inspect;
 mod local_ranks;
 mod model_card;
+mod picture_model;
 mod picture_texts;
 mod plan;
 mod prep;
+mod ranks_page;
 mod replay;
 mod report;
 mod sample;
 mod schedule;
+mod score;
+mod tag;
 mod terminal;
 mod tokens;
 mod train;
@@ -62,6 +67,8 @@ enum Command {
     Prep(prep::Args),
     Dedupe(dedupe::Args),
     Caption(caption::Args),
+    Tag(tag::Args),
+    Score(score::Args),
     Inspect(inspect::Args),
     Plan(plan::Args),
     Train(train::Args),
@@ -121,6 +128,8 @@ impl Command {
             | Self::Bench(_) => true,
             Self::Dedupe(_)
             | Self::Caption(_)
+            | Self::Tag(_)
+            | Self::Score(_)
             | Self::Plan(_)
             | Self::Export(_)
             | Self::Import(_)
@@ -136,6 +145,8 @@ fn run(command: Command) -> anyhow::Result<Answer> {
         Command::Prep(args) => prep::run(&args),
         Command::Dedupe(args) => dedupe::run(&args),
         Command::Caption(args) => caption::run(&args),
+        Command::Tag(args) => tag::run(&args),
+        Command::Score(args) => score::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Train(args) => train::run(&args),

@@ -67,9 +67,10 @@ pub use format::{
 pub use load::{batch, loader, test_batches, throughput};
 pub use order::{amplification, epoch, pass, window};
 pub use picture::{contact_sheet, decode, resize};
+pub use posts::values;
 pub use prep::{near_copies, publish, small_pictures, speed};
 pub use source::{choice, no_folder, sample, texts};
-pub use text::{caption, overflow, prompt, tag_list, template, token};
+pub use text::{caption, overflow, prompt, quality_ranks, tag_list, template, token};
 
 pub use dataset::{BucketShape, Dataset, batch_latents::BatchLatents};
 pub use error::{Error, Result};

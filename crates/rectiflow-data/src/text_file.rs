@@ -29,7 +29,7 @@ pub fn read(path: &Path) -> Result<String> {
 ///
 /// # Errors
 /// One that says so for anything else; those of the system.
-pub(crate) fn bytes(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+pub fn bytes(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open_regular(path)?
         .take(limit.saturating_add(1))

@@ -84,11 +84,12 @@ def scene(seed, width, height):
     return Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
 
 
-def draw_all(folder):
-    """Draws what is missing. Returns the number of pictures of each kind."""
+def draw_all(folder, kinds=tuple(KINDS)):
+    """Draws what is missing of these kinds."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     missing = {}
-    for kind, (form, megapixels, has_profile) in KINDS.items():
+    for kind in kinds:
+        form, megapixels, has_profile = KINDS[kind]
         (folder / kind).mkdir(parents=True, exist_ok=True)
         for seed in range(SCENES):
             path = folder / kind / f"{seed}.{form}"

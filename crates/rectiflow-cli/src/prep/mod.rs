@@ -9,10 +9,7 @@ mod describe;
 mod live;
 mod local_workers;
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use half::f16;
@@ -45,6 +42,7 @@ use crate::{
     terminal::{
         answer::{Answer, Misuse},
         base::BaseArg,
+        cache_folder::cache_folder,
         numbers::{bytes, grouped},
     },
 };
@@ -349,7 +347,7 @@ fn working_folder(args: &Args, url: Option<&str>) -> anyhow::Result<PathBuf> {
         (None, None) => Ok(args.out.clone()),
         (Some(_), Some(work)) => Ok(work.clone()),
         (Some(url), None) => {
-            cache_folder(url).context("--work is needed: neither XDG_CACHE_HOME nor HOME is set")
+            folder_of_url(url).context("--work is needed: neither XDG_CACHE_HOME nor HOME is set")
         }
     }
 }
@@ -363,22 +361,13 @@ fn send(folder: &Path, url: &str, live: &mut Live) -> anyhow::Result<Published> 
 }
 
 /// The working folder of a URL: `~/.cache/rectiflow/prep/s3-bucket-prefix`.
-fn cache_folder(url: &str) -> Option<PathBuf> {
-    let home = || {
-        env::var_os("HOME")
-            .filter(|home| !home.is_empty())
-            .map(|home| PathBuf::from(home).join(".cache"))
-    };
-    let cache = env::var_os("XDG_CACHE_HOME")
-        .filter(|cache| !cache.is_empty())
-        .map(PathBuf::from)
-        .or_else(home)?;
+fn folder_of_url(url: &str) -> Option<PathBuf> {
     let parts = url.split(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '.'));
     let name = parts
         .filter(|part| !part.is_empty())
         .collect::<Vec<_>>()
         .join("-");
-    Some(cache.join("rectiflow/prep").join(name))
+    Some(cache_folder()?.join("prep").join(name))
 }
 
 /// The VAE at `place`, its folder or a single file, as a data set names it.

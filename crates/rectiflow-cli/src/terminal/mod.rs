@@ -3,6 +3,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod base;
+pub(crate) mod cache_folder;
 pub(crate) mod captions;
 pub(crate) mod dtype;
 pub(crate) mod log;

@@ -179,11 +179,19 @@ impl TagSettings {
 
     /// A tag as it is written in texts.
     pub(crate) fn spelled(&self, tag: &str, class: Class) -> String {
-        if self.keep_underscores || (class == Class::General && is_emoticon(tag)) {
-            tag.to_owned()
-        } else {
-            tag.replace('_', " ")
+        match class {
+            _ if self.keep_underscores => tag.to_owned(),
+            Class::General => spaced(tag),
+            _ => tag.replace('_', " "),
         }
+    }
+}
+
+/// A general tag as it is written in texts: spaces for underscores, except in emoticons.
+pub fn spaced(tag: &str) -> String {
+    match is_emoticon(tag) {
+        true => tag.to_owned(),
+        false => tag.replace('_', " "),
     }
 }
 

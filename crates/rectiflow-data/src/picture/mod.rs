@@ -12,7 +12,7 @@ pub(crate) mod jpeg;
 pub(crate) mod jpeg_xl;
 pub mod resize;
 pub(crate) mod srgb_profile;
-pub(crate) mod workspace;
+pub mod workspace;
 
 use std::{io::Write, path::Path};
 

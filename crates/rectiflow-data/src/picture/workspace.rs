@@ -24,7 +24,7 @@ const KEPT_BYTES: usize = 3 << 25;
 
 /// The memory of one thread.
 #[derive(Debug, Default)]
-pub(crate) struct Workspace {
+pub struct Workspace {
     /// Of the last picture.
     pixels: Vec<u8>,
     fitter: Fitter,
@@ -33,7 +33,10 @@ pub(crate) struct Workspace {
 
 impl Workspace {
     /// As [`decode`](crate::picture::decode::decode).
-    pub(crate) fn decode(
+    ///
+    /// # Errors
+    /// The file's fault, which can be a decoder's panic.
+    pub fn decode(
         &mut self,
         bytes: &[u8],
         max_pixels: u64,
@@ -62,11 +65,16 @@ impl Workspace {
         space: ResizeSpace,
     ) -> Vec<u8> {
         let fitted = self.fitter.fit(&picture, placement, bucket, space);
+        self.keep(picture);
+        fitted
+    }
+
+    /// Keeps a picture's memory for the next one.
+    pub fn keep(&mut self, picture: Picture) {
         let memory = picture.into_pixels();
         if memory.capacity() <= KEPT_BYTES {
             self.pixels = memory;
         }
-        fitted
     }
 }
 

@@ -10,6 +10,7 @@ mod parquet_posts;
 pub(crate) mod rows;
 pub(crate) mod size;
 mod sqlite_posts;
+pub mod values;
 
 use std::{io, path::Path};
 

@@ -1,6 +1,6 @@
 //! The `[prep]` section of a recipe: its checks and its bucket geometry. Pure.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,7 @@ use crate::{
     source::{boards::BoardSettings, choice::SourceKind},
     text::{
         caption::{Reading, TxtFiles},
+        quality_ranks::{self, QualityRank},
         tag_list::TagSeparator,
     },
 };
@@ -78,6 +79,11 @@ pub struct PrepSettings {
     /// `quality` words, are marked verbatim: training adds no quality words to them. Default: the
     /// usual ones.
     pub quality_words: Vec<String>,
+    /// The quality word of a picture by the rank of its score, where tables of annotations have
+    /// scores (`rectiflow score`): each word with the share of all scores that must be lower, 0 to
+    /// 1; of those that a picture reaches the highest counts. Pictures that have quality words keep
+    /// theirs. Default as for NoobAI-XL. An empty list: no words.
+    pub quality_ranks: Vec<QualityRank>,
     /// What a `name.txt` beside an image holds: "caption", "tags", or "auto": a caption, unless
     /// another source has a caption and the text reads like a list of tags, as kohya's scripts
     /// leave them beside `name.caption`. Default "auto".
@@ -102,10 +108,6 @@ pub struct PrepSettings {
     /// tags and ranks are added to the texts of the pictures that they are about. Paths from where
     /// the program runs; `--annotations` adds others. Default none.
     pub annotations: Vec<PathBuf>,
-    /// The quality words of ranks in tables of annotations: each with the percentage of pictures
-    /// that must score lower. Range 0 to 100; the highest that a rank reaches counts. Pictures that
-    /// have quality words keep theirs. Default as `tags.score_words`.
-    pub quality_ranks: BTreeMap<String, f64>,
     /// Which pictures are kept, such as `rating in [g, s] and score >= 5 and width*height >= 65536
     /// and not tag:comic`: columns of tables of image boards, and of every picture `width`,
     /// `height`, `num_tags` and `tag:name`. Default "": all.
@@ -160,13 +162,13 @@ impl Default for PrepSettings {
             test_count: 0,
             keep_captionless: false,
             quality_words: words.map(str::to_owned).to_vec(),
+            quality_ranks: quality_ranks::usual(),
             txt_files: TxtFiles::Auto,
             caption_lines: false,
             tag_separator: TagSeparator::Comma,
             unescape_parentheses: true,
             tables: Vec::new(),
             annotations: Vec::new(),
-            quality_ranks: TagSettings::default().score_words,
             filter: String::new(),
             keep_gib: 1.0,
             encode_batch: 8,
@@ -201,13 +203,7 @@ impl PrepSettings {
             ));
         }
         problems.extend(self.tags.problems());
-        for (word, percent) in &self.quality_ranks {
-            if !(0.0..=100.0).contains(percent) || word.trim().is_empty() {
-                problems.push(format!(
-                    "prep.quality_ranks: {word:?} = {percent}: must be a word with 0 to 100"
-                ));
-            }
-        }
+        problems.extend(quality_ranks::problems(&self.quality_ranks));
         if let Some(problem) = filter::problem(&self.filter) {
             problems.push(format!("prep.filter: {problem}"));
         }

@@ -48,16 +48,21 @@ impl SmallPictures {
     pub fn picture(&self, address: &str, side_px: u32) -> Option<Picture> {
         let sample = &self.source.samples()[*self.by_address.get(address)?];
         let bytes = self.source.open(sample).ok()?;
-        let picture = decode(&bytes, MAX_PIXELS, self.background).ok()?.picture;
-        let (width, height) = (picture.width_px(), picture.height_px());
-        let longer = u64::from(width.max(height));
-        let side = |px: u32| (u64::from(px) * u64::from(side_px) / longer).max(1) as u32;
-        let bucket = Bucket {
-            width_px: side(width),
-            height_px: side(height),
-        };
-        let placement = place(bucket, width, height, 0, SampleId(0));
-        let pixels = fit(&picture, &placement, bucket, ResizeSpace::Gamma);
-        Some(Picture::new(bucket.width_px, bucket.height_px, pixels))
+        small(&bytes, side_px, self.background)
     }
+}
+
+/// The picture of a file, its longer side `side_px` long. None if it cannot be decoded.
+pub fn small(bytes: &[u8], side_px: u32, background: [u8; 3]) -> Option<Picture> {
+    let picture = decode(bytes, MAX_PIXELS, background).ok()?.picture;
+    let (width, height) = (picture.width_px(), picture.height_px());
+    let longer = u64::from(width.max(height));
+    let side = |px: u32| (u64::from(px) * u64::from(side_px) / longer).max(1) as u32;
+    let bucket = Bucket {
+        width_px: side(width),
+        height_px: side(height),
+    };
+    let placement = place(bucket, width, height, 0, SampleId(0));
+    let pixels = fit(&picture, &placement, bucket, ResizeSpace::Gamma);
+    Some(Picture::new(bucket.width_px, bucket.height_px, pixels))
 }

@@ -5,7 +5,6 @@
 //! without a usable answer are counted and not kept.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     path::{Path, PathBuf},
 };
@@ -26,6 +25,7 @@ use crate::{
     text::{
         caption::{Reading, Text, clean},
         prompt::OWN_SOURCE,
+        quality_ranks::{QualityRank, word_of},
     },
 };
 
@@ -38,8 +38,7 @@ pub(crate) struct Annotations {
     /// None without tables.
     file: Option<File>,
     tags: TagSettings,
-    /// Words of quality with the percentage of pictures that must score lower.
-    quality_ranks: BTreeMap<String, f64>,
+    quality_ranks: Vec<QualityRank>,
 }
 
 /// A table, as the user names it.
@@ -67,14 +66,14 @@ impl Annotations {
         paths: &[PathBuf],
         work: &Path,
         tags: &TagSettings,
-        quality_ranks: &BTreeMap<String, f64>,
+        quality_ranks: &[QualityRank],
     ) -> Result<Self> {
         if paths.is_empty() {
             return Ok(Self::default());
         }
         let mut all = Self {
             tags: tags.clone(),
-            quality_ranks: quality_ranks.clone(),
+            quality_ranks: quality_ranks.to_vec(),
             ..Self::default()
         };
         let mut file = RowFile::create(work).map_err(Error::io(work))?;
@@ -197,14 +196,9 @@ impl Annotations {
         }
     }
 
-    /// The quality word of a rank: that of the highest percentage which it reaches.
+    /// The quality word of a rank.
     fn word(&self, rank: f64) -> Option<String> {
-        let reached = self
-            .quality_ranks
-            .iter()
-            .filter(|(_, percent)| 100.0 * rank >= **percent);
-        let best = reached.max_by(|(_, a), (_, b)| a.total_cmp(b));
-        best.map(|(word, _)| word.clone())
+        word_of(&self.quality_ranks, rank).map(str::to_owned)
     }
 
     /// What of the tables is about no picture, once all pictures are known.
