@@ -204,11 +204,11 @@ fn with_choices(
     choices: &Choices,
 ) -> std::result::Result<SessionBuilder, String> {
     let said = |error: ort::Error<SessionBuilder>| one_line(&error);
-    let builder = builder
-        .with_optimization_level(GraphOptimizationLevel::All)
-        .and_then(|builder| builder.with_intra_threads(choices.threads.max(1)))
-        .and_then(|builder| builder.with_intra_op_spinning(false))
-        .map_err(said)?;
+    let level = GraphOptimizationLevel::All;
+    let builder = builder.with_optimization_level(level).map_err(said)?;
+    let threads = choices.threads.max(1);
+    let builder = builder.with_intra_threads(threads).map_err(said)?;
+    let builder = builder.with_intra_op_spinning(false).map_err(said)?;
     match choices.device {
         Device::Cpu => Ok(builder),
         Device::Cuda(number) => with_cuda(builder, number),

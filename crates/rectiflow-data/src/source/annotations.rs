@@ -307,7 +307,10 @@ mod tests {
             fs::write(&path, lines.join("\n")).unwrap();
             paths.push(path);
         }
-        let ranks = [("top".to_owned(), 90.0), ("low".to_owned(), 0.0)].into();
+        let ranks = [("top", 0.9), ("low", 0.0)].map(|(word, from)| QualityRank {
+            word: word.to_owned(),
+            from,
+        });
         Annotations::open(&paths, folder.path(), &TagSettings::default(), &ranks).unwrap()
     }
 
