@@ -1,12 +1,12 @@
 # The entry points of the repository. `make demo` and `make test` need rustc and cargo, a C++ compiler, make and Python
 # with pip. The first run fetches libtorch; scripts/libtorch.py documents the source and the alternatives, and
-# scripts/onnxruntime.py those of ONNX Runtime, which the tests load.
+# scripts/onnx_runtime.py those of ONNX Runtime, which the tests load.
 
 PYTHON ?= python3
 # Every recipe that compiles starts with this: finds or fetches libtorch, or stops.
 TORCH = LIBTORCH="$$($(PYTHON) scripts/libtorch.py)" || exit 1; export LIBTORCH; unset LIBTORCH_USE_PYTORCH
 # Tests of tags and scores load it at run time; nothing is compiled against it.
-ONNX = $(PYTHON) scripts/onnxruntime.py >/dev/null || exit 1
+ONNX = $(PYTHON) scripts/onnx_runtime.py >/dev/null || exit 1
 PEERS = .venv-peers
 # For the comparison with ComfyUI, whose source is in the folder COMFYUI.
 PEERS_COMFY = .venv-peers-comfy

@@ -99,7 +99,8 @@ def main():
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("crates", nargs="*", help="data, annotate, sdxl, train, cli (all five), checks")
+    crates = "data, annotate, sdxl, train, cli (all five), checks"
+    parser.add_argument("crates", nargs="*", help=crates)
     parser.add_argument("--git", metavar="REV", help="measure this revision, not the working tree")
     parser.add_argument("--worst", metavar="N", type=int, default=0, help="the N densest functions")
     parser.add_argument("--by-file", action="store_true", help="print a line for each file too")

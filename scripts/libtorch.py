@@ -24,7 +24,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from wheels import CHOOSE_WHEEL, PIP, PYTHON_TAG, cache_folder, download, fail, once, say
+from wheels import PYTHON_TAG, cache_folder, download, fail, once, say
 
 # tch 0.26 binds exactly this torch.
 TORCH = "2.13.0"

@@ -1,4 +1,4 @@
-"""Libraries out of pinned wheels: what libtorch.py and onnxruntime.py share.
+"""Libraries out of pinned wheels: what libtorch.py and onnx_runtime.py share.
 
 A wheel is fetched with pip, and its SHA-256 is checked before any of its files are used. Progress
 and errors go to standard error.

@@ -32,7 +32,8 @@ RECTIFLOW = """#!/bin/bash
 # `kill` in the folder of the job: worker {victim} is killed in its first start, in the facts at
 # once, in the objects when its first one is finished. `slow`: objects take half a minute.
 folder=$(dirname "$OUT")
-if [ "$PREP_STAGE" = objects ] && [ -e "$folder/slow" ] && [ "${{SLURM_RESTART_COUNT:-0}}" = 0 ]; then
+restarts=${{SLURM_RESTART_COUNT:-0}}
+if [ "$PREP_STAGE" = objects ] && [ -e "$folder/slow" ] && [ "$restarts" = 0 ]; then
     sleep 30
 fi
 if [ -e "$folder/kill" ] && [ "${{SLURM_ARRAY_TASK_ID:-}}" = {victim} ] && \\
@@ -107,8 +108,11 @@ class Preparation:
 
     def restarts(self, stage):
         """The number of restarts of each task."""
-        tasks = self.tasks(stage).items()
-        return {task: int(fields["Restarts"]) for task, fields in tasks if fields["Restarts"] != "0"}
+        restarts = {}
+        for task, fields in self.tasks(stage).items():
+            if fields["Restarts"] != "0":
+                restarts[task] = int(fields["Restarts"])
+        return restarts
 
     def check_equal(self, what, reference, restarts):
         self.wait_for_end()

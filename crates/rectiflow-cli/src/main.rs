@@ -193,8 +193,9 @@ mod tests {
 
     #[test]
     fn the_last_of_a_repeated_option_wins_in_every_command() {
-        const VALUES: [&str; 14] = [
+        const VALUES: [&str; 15] = [
             "4",
+            "1000",
             "1",
             "cpu",
             "window",

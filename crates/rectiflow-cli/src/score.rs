@@ -41,7 +41,7 @@ const NUM_EXAMPLES: usize = 10;
 ///
 /// Models of any scale can be used: `prep.quality_ranks` turns ranks, the share of the set that
 /// scores lower, into quality words. Writes TABLE.html, a page with ten pictures of each word. A
-/// killed run goes on where it was. Needs ONNX Runtime for a model: scripts/onnxruntime.py.
+/// killed run goes on where it was. Needs ONNX Runtime for a model: scripts/onnx_runtime.py.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -26,7 +26,7 @@ use crate::{
 ///
 /// The model's input says the size, its CSV names the outputs. Tags above the threshold of their
 /// class are kept, of ratings the surest one. A killed run goes on where it was; pictures with tags
-/// of this name are not looked at again. Needs ONNX Runtime: scripts/onnxruntime.py.
+/// of this name are not looked at again. Needs ONNX Runtime: scripts/onnx_runtime.py.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

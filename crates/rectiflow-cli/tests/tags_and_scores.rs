@@ -331,7 +331,7 @@ fn what_cannot_work_is_refused_in_one_line() {
         .env("XDG_CACHE_HOME", root.path());
     let refused = refusal(&without.output().unwrap());
     assert!(
-        refused.contains("run python3 scripts/onnxruntime.py"),
+        refused.contains("run python3 scripts/onnx_runtime.py"),
         "{refused}"
     );
 }

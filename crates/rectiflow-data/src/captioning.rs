@@ -345,9 +345,18 @@ mod tests {
         let names: Vec<&str> = (0..8)
             .map(|id| settings.mode_of(SampleId(id)).name.as_str())
             .collect();
-        assert_eq!(names, FROZEN);
+        let frozen = [
+            "short",
+            "descriptive",
+            "descriptive",
+            "descriptive",
+            "phrases",
+            "descriptive",
+            "short",
+            "short",
+        ];
+        assert_eq!(names, frozen);
     }
-    const FROZEN: [&str; 8] = ["", "", "", "", "", "", "", ""];
 
     #[test]
     fn mistakes_are_named_by_key() {

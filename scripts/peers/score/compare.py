@@ -22,8 +22,9 @@ import pathlib
 import statistics
 import sys
 
-import pairs
 import shipped
+
+import pairs
 from prep import pictures
 
 HERE = pathlib.Path(__file__).parent
@@ -123,7 +124,8 @@ def main():
         ratios = ", ".join(f"{ratio(results[-1][1], name):.2f}" for name in PEERS)
         print(case[0], ratios, flush=True)
     record = {case[0]: runs for case, runs in results}
-    pairs.write(args.out / "numbers.json", args, {"folder", "program", "command", "out", "page"}, record)
+    left_out = {"folder", "program", "command", "out", "page"}
+    pairs.write(args.out / "numbers.json", args, left_out, record)
     text = f"{pairs.processor()}, {os.cpu_count()} cores; medians of {args.pairs} pairs, "
     text += "pictures a second.\n\n" + table(results) + "\n"
     text += shipped.compare(args.command, args.folder / "png-2", args.folder / "shipped")

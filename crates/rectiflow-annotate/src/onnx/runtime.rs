@@ -9,7 +9,7 @@ use ort::{environment::Environment, logging::LogLevel};
 
 use crate::error::{Error, Result};
 
-/// The version that scripts/onnxruntime.py fetches.
+/// The version that scripts/onnx_runtime.py fetches.
 pub const VERSION: &str = "1.31.1";
 /// The variable by which a user names the library; the same as in programs of the crate `ort`.
 pub const VARIABLE: &str = "ORT_DYLIB_PATH";
@@ -23,7 +23,7 @@ pub struct Places {
     pub named: Option<PathBuf>,
     /// The folder of the program.
     pub beside: Option<PathBuf>,
-    /// The folder in which scripts/onnxruntime.py keeps libraries.
+    /// The folder in which scripts/onnx_runtime.py keeps libraries.
     pub cache: Option<PathBuf>,
 }
 
@@ -51,7 +51,7 @@ impl Places {
             looked.push(path.display().to_string());
         }
         Err(Error::NoRuntime(format!(
-            "ONNX Runtime is missing, there is no {}: run python3 scripts/onnxruntime.py, which \
+            "ONNX Runtime is missing, there is no {}: run python3 scripts/onnx_runtime.py, which \
              fetches it, or `pip install onnxruntime=={VERSION}` and name its file \
              onnxruntime/capi/{FILE}.{VERSION} by {VARIABLE}",
             looked.join(" and no ")
@@ -83,7 +83,7 @@ pub(crate) fn environment(places: &Places) -> Result<&'static Environment> {
 fn load(path: &Path) -> Result<Environment> {
     let builder = ort::init_from(path).map_err(|error| {
         Error::NoRuntime(format!(
-            "{}: no ONNX Runtime that fits ({error}): run python3 scripts/onnxruntime.py, or name \
+            "{}: no ONNX Runtime that fits ({error}): run python3 scripts/onnx_runtime.py, or name \
              the {FILE} of onnxruntime {VERSION} by {VARIABLE}",
             path.display()
         ))
@@ -121,7 +121,12 @@ mod tests {
             cache: Some(folder.path().to_owned()),
         };
         let missing = places.find().unwrap_err().to_string();
-        for part in ["onnxruntime.py", VARIABLE, "bin/libonnxruntime.so", VERSION] {
+        for part in [
+            "onnx_runtime.py",
+            VARIABLE,
+            "bin/libonnxruntime.so",
+            VERSION,
+        ] {
             assert!(missing.contains(part), "{missing}");
         }
         assert_eq!(missing.lines().count(), 1);

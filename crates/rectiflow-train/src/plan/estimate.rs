@@ -58,7 +58,7 @@ impl RecomputedBlocks {
 pub struct Estimate {
     /// Trained weights in the precision of the passes.
     pub weights: u64,
-    /// fp32 masters of the parameters that the rank owns, if they are separate from the weights.
+    /// What completes bf16 weights to fp32 masters, for the parameters that the rank owns.
     #[serde(default)]
     pub masters: u64,
     /// The optimiser's two moments.
@@ -205,12 +205,11 @@ impl Passes {
         }
     }
 
-    /// Returns the bytes of a trained weight's master beside the weight itself, on a rank that owns
-    /// all.
+    /// Returns the bytes that complete a trained weight to its master.
     fn master_bytes(&self) -> u64 {
         match self.precision {
             Precision::Fp32 => 0,
-            Precision::Bf16 => 4,
+            Precision::Bf16 => 2,
         }
     }
 }
@@ -300,10 +299,7 @@ impl Estimate {
         if recipe.checkpoint.in_background {
             self.checkpoint = saving::copy_bytes(self.moments / 8, shards, self.average > 0);
         }
-        if shards > 1 {
-            // fp32 weights are complete on every rank, so that a rank's masters are separate.
-            self.masters = (self.moments / 2).div_ceil(shards);
-        }
+        self.masters = self.masters.div_ceil(shards);
         self.moments = self.moments.div_ceil(shards);
         self.average = self.average.div_ceil(shards);
         // Masters, both moments, the average.

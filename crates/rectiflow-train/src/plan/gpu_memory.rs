@@ -3,9 +3,9 @@
 //! ```text
 //! bytes per parameter:
 //!
-//!         weights | masters            | sum of gradients | two moments
-//! bf16    2       | 4 / ranks          | 4 + 4 / ranks    | 8 / ranks
-//! fp32    4       | 4 / ranks; alone 0 | 4 + 4 / ranks    | 8 / ranks
+//!         weights | to fp32 masters | sum of gradients | two moments
+//! bf16    2       | 2 / ranks       | 4 + 4 / ranks    | 8 / ranks
+//! fp32    4       | 0               | 4 + 4 / ranks    | 8 / ranks
 //! ```
 //!
 //! With `each`, the sum of gradients takes this rank's part and the buckets that are incomplete or
@@ -103,7 +103,7 @@ pub fn memory(config: &UNetConfig, parameters: Parameters, settings: &MemorySett
     let mut terms = vec![
         Term::new(format!("trained weights, {name}"), value_bytes * trained),
         Term::new(
-            format!("their masters, fp32, over {split} ranks"),
+            format!("their rest to fp32 masters, over {split} ranks"),
             settings.master_bytes(trained),
         ),
         Term::new(
@@ -149,14 +149,12 @@ impl MemorySettings {
         }
     }
 
-    /// Returns the bytes of a rank's masters beside the weights.
+    /// Returns the bytes that complete a rank's weights to masters.
     fn master_bytes(&self, trained: f64) -> f64 {
-        let split = self.split();
-        // A rank that owns all parameters computes with fp32 masters themselves.
-        if self.passes.precision == Precision::Fp32 && split <= 1.0 {
-            return 0.0;
+        match self.passes.precision {
+            Precision::Fp32 => 0.0,
+            Precision::Bf16 => 2.0 * trained / self.split(),
         }
-        4.0 * trained / split
     }
 }
 
@@ -289,8 +287,8 @@ mod tests {
     #[test]
     fn the_parts_at_32_ranks() {
         let terms = memory(&unet(), SDXL, &settings(32)).terms;
-        // Weights, masters, moments.
-        let giga = [5.13, 10.27 / 32.0, 8.0 * 2.567 / 32.0];
+        // Weights, what completes them to masters, moments.
+        let giga = [5.13, 5.13 / 32.0, 8.0 * 2.567 / 32.0];
         terms
             .iter()
             .zip(giga)
@@ -313,13 +311,13 @@ mod tests {
     /// share.
     #[test]
     fn the_articles_memory_is_beaten_with_either_sharding() {
-        near(of(&settings(32)) - RUNTIME_BYTES, 28.7);
+        near(of(&settings(32)) - RUNTIME_BYTES, 28.54);
         near(
             of(&MemorySettings {
                 sharding: Sharding::Each,
                 ..settings(32)
             }) - RUNTIME_BYTES,
-            18.85,
+            18.69,
         );
     }
 
@@ -350,7 +348,7 @@ mod tests {
         // Half of the moments and masters less, half of the gradients' sum more.
         near(
             of(&settings(1)) - of(&settings(2)),
-            (8.0 + 4.0 - 4.0) * 2.567 / 2.0,
+            (8.0 + 2.0 - 4.0) * 2.567 / 2.0,
         );
         near(
             of(&MemorySettings {
