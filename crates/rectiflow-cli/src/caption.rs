@@ -55,8 +55,8 @@ pub(crate) struct Args {
     /// Where the pictures of a data set are: the source that it was prepared from, or a copy.
     #[arg(long, value_name = "SOURCE")]
     pictures: Option<PathBuf>,
-    /// A recipe whose `[caption]` section says what is asked of whom, and whose `[prep]` section says
-    /// how the source is read.
+    /// A recipe whose `[caption]` section says what is asked of whom, and whose `[prep]` section
+    /// says how the source is read.
     #[arg(long)]
     recipe: Option<PathBuf>,
     /// Override a key of the recipe, e.g. --set caption.model=joycaption. Repeatable.

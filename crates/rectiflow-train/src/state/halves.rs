@@ -65,8 +65,8 @@ pub(crate) fn split_into(nearest: &Tensor, remainder: &Tensor, whole: &Tensor) {
     if !are_plain {
         return split_by_operations(nearest, remainder, whole);
     }
-    // SAFETY: the three have dtypes of their own and so do not overlap; nothing else uses the halves
-    // while they are written, and this call ends before the tensors do.
+    // SAFETY: the three have dtypes of their own and so do not overlap; nothing else uses the
+    // halves while they are written, and this call ends before the tensors do.
     let (nearest, remainder, whole) = unsafe {
         (
             numbers::<u16>(nearest),
