@@ -248,19 +248,20 @@ mod tests {
         differences(&drawing(settings, prompt)).join("\n")
     }
 
+    fn sized(original_width_px: u32, crop_top_px: u32) -> Option<SizeConditioning> {
+        Some(SizeConditioning {
+            original_width_px,
+            original_height_px: 64,
+            crop_left_px: 0,
+            crop_top_px,
+            target_width_px: 64,
+            target_height_px: 64,
+        })
+    }
+
     #[test]
     fn a_limit_is_named_when_it_is_exceeded_and_not_when_it_is_reached() {
         type Change = fn(&mut SampleSettings);
-        let sized = |original_width_px, crop_top_px| {
-            Some(SizeConditioning {
-                original_width_px,
-                original_height_px: 64,
-                crop_left_px: 0,
-                crop_top_px,
-                target_width_px: 64,
-                target_height_px: 64,
-            })
-        };
         let good: [(&str, Change); 7] = [
             ("the defaults", |_| ()),
             ("cfg", |s| s.cfg = 100.0),
@@ -317,6 +318,10 @@ mod tests {
             let found = of(&settings, "a fox");
             assert!(found.contains(needle), "{needle}: {found}");
         }
+    }
+
+    #[test]
+    fn a_size_is_named_beyond_its_limit() {
         for (size, is_refused) in [
             (sized(16384, 16384), false),
             (sized(16385, 0), true),
