@@ -75,7 +75,7 @@ pub(crate) fn lerp_towards(average: &Tensor, masters: &Masters, keep: f64, worke
 /// Swaps masters and average `[n]` fp32, bit for bit, without memory for a third vector.
 pub(crate) fn swap(masters: &Masters, average: &Tensor, workers: &Workers) {
     on_chunks(average, masters, workers, |average, masters| {
-        let kept = masters.fp32().copy();
+        let kept = masters.copy();
         masters.store(average);
         write_to(average, &kept);
     });

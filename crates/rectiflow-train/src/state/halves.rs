@@ -14,6 +14,7 @@
 //! libtorch, and is kept exactly. A NaN from 0x7fff8000 on (without its sign), which no arithmetic
 //! makes, has a zero as its bf16.
 
+use rectiflow_sdxl::write::write_to;
 use tch::{Kind, Tensor, no_grad};
 
 use crate::state::plain::{PIECE, is_plain, numbers, side_by_side};
@@ -85,16 +86,19 @@ pub(crate) fn split_into(nearest: &Tensor, remainder: &Tensor, whole: &Tensor) {
     });
 }
 
-/// Overwrites `target` with `source`, converted to its dtype. From fp32 to bf16 it rounds as
-/// [`split`] does.
-pub(crate) fn round_into(target: &Tensor, source: &Tensor) {
-    let (target, source) = (target.detach(), source.detach());
-    let source = if target.kind() == Kind::BFloat16 && source.kind() == Kind::Float {
-        nearest_by_operations(&source.to_device(target.device()))
+/// Returns `source` in the dtype `kind`. From fp32 to bf16 it rounds as [`split`] does.
+pub(crate) fn rounded(source: &Tensor, kind: Kind) -> Tensor {
+    let source = source.detach();
+    if kind == Kind::BFloat16 && source.kind() == Kind::Float {
+        nearest_by_operations(&source)
     } else {
-        source
-    };
-    rectiflow_sdxl::write::write_to(&target, &source);
+        source.to_kind(kind)
+    }
+}
+
+/// Overwrites `target` with `source`, [`rounded`] to its dtype.
+pub(crate) fn round_into(target: &Tensor, source: &Tensor) {
+    write_to(target, &rounded(source, target.kind()));
 }
 
 /// As [`merged`], on any device.
@@ -107,10 +111,10 @@ fn merged_by_operations(nearest: &Tensor, remainder: &Tensor) -> Tensor {
 /// As [`split_into`], on any device.
 fn split_by_operations(nearest: &Tensor, remainder: &Tensor, whole: &Tensor) {
     let whole = whole.to_device(nearest.device());
-    rectiflow_sdxl::write::write_to(nearest, &nearest_by_operations(&whole));
+    write_to(nearest, &nearest_by_operations(&whole));
     // The conversion keeps the lower half of the bits.
     let lower = whole.view_dtype(Kind::Int).to_kind(Kind::Int16);
-    rectiflow_sdxl::write::write_to(remainder, &lower);
+    write_to(remainder, &lower);
 }
 
 /// Returns the nearest bf16 numbers, of the same shape.

@@ -104,9 +104,13 @@ impl Masters {
 
     /// Returns a copy of some masters, `[m]` fp32.
     pub(crate) fn read(&self, range: &Range<i64>) -> Tensor {
+        let parts = self.over(range);
+        if let [part] = &parts[..] {
+            return part.numbers.copy();
+        }
         let length = range.end - range.start;
         let found = Tensor::empty([length], (Kind::Float, self.device));
-        for part in self.over(range) {
+        for part in parts {
             let inside = part.range.start - range.start..part.range.end - range.start;
             write_to(&narrow(&found, &inside), &part.numbers.fp32());
         }
@@ -204,6 +208,14 @@ impl Numbers {
     pub(crate) fn fp32(&self) -> Tensor {
         match self {
             Self::Whole(whole) => whole.shallow_clone(),
+            Self::Halves(nearest, remainder) => merged(nearest, remainder),
+        }
+    }
+
+    /// Returns a copy of the numbers as fp32.
+    pub(crate) fn copy(&self) -> Tensor {
+        match self {
+            Self::Whole(whole) => whole.copy(),
             Self::Halves(nearest, remainder) => merged(nearest, remainder),
         }
     }

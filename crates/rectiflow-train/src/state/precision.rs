@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
-use crate::state::halves::round_into;
+use crate::state::halves::rounded;
 
 /// The precision that the model computes in while it trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -55,9 +55,7 @@ impl Precision {
         for (name, tensor) in parameters.iter() {
             let kind = self.kind_of(name);
             if kind != tensor.kind() {
-                let converted = tensor.detach().to_kind(kind);
-                round_into(&converted, tensor);
-                tensor.shallow_clone().set_data(&converted);
+                tensor.shallow_clone().set_data(&rounded(tensor, kind));
             }
         }
     }
