@@ -65,3 +65,10 @@ def write(out, args, but, runs):
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def write_between(marks, page, text):
+    """Replaces what stands between the two marks of a page."""
+    before, rest = page.read_text().split(marks[0])
+    after = rest.split(marks[1])[1]
+    page.write_text(f"{before}{marks[0]}\n{text}{marks[1]}{after}")

@@ -9,7 +9,10 @@
 
 #![expect(clippy::print_stdout, reason = "an example prints its results")]
 
-use std::{collections::BTreeMap, env, error::Error, fs, path::PathBuf, time::Instant};
+#[path = "../tests/runtime/mod.rs"]
+mod runtime;
+
+use std::{collections::BTreeMap, error::Error, fs, path::PathBuf, time::Instant};
 
 use clap::Parser;
 use rayon::prelude::*;
@@ -18,7 +21,6 @@ use rectiflow_annotate::onnx::{
     input::Said,
     model::{Choices, Device, Model},
     preparation::{Elements, Memory, Preparation, Preparer, Preset},
-    runtime::{Places, VARIABLE},
 };
 use serde_json::json;
 
@@ -59,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         device: Device::Cpu,
         threads: arguments.threads,
     };
-    let mut model = Model::open(&arguments.model, &choices, &places())?;
+    let mut model = Model::open(&arguments.model, &choices, &runtime::places())?;
     let mut files = Vec::new();
     for entry in fs::read_dir(&arguments.folder)? {
         files.push(entry?.path());
@@ -144,14 +146,4 @@ fn name(path: &std::path::Path) -> String {
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned()
-}
-
-fn places() -> Places {
-    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    Places {
-        named: env::var_os(VARIABLE).map(PathBuf::from),
-        beside: None,
-        cache: cache.or(home).map(|folder| folder.join("rectiflow")),
-    }
 }

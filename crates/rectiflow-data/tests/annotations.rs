@@ -3,44 +3,33 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod small_preparation;
+
 use std::{collections::BTreeMap, fs, path::Path};
 
-use half::f16;
 use rectiflow_data::{
-    Codec, Dataset, PrepSettings, PrepSummary, Record, Result, RgbBatch, SampleId, Split,
+    Dataset, PrepSettings, PrepSummary, Record, Result, RgbBatch, SampleId, Split,
     annotation::{Annotation, Kind, Status},
     annotation_rows::AnnotationWriter,
     picture::Picture,
     prepare,
 };
+use small_preparation::{codec, zeros};
 
 fn settings() -> PrepSettings {
     PrepSettings {
-        area_px: 64 * 64,
-        step_px: 16,
-        bucket_min_px: 32,
-        bucket_max_px: 128,
-        min_side_px: 16,
         object_rows: 32,
         test_fraction: 0.2,
-        ..PrepSettings::default()
+        ..small_preparation::settings()
     }
 }
 
 fn run(source: &Path, out: &Path, settings: &PrepSettings) -> (Result<PrepSummary>, usize) {
-    let codec = Codec {
-        vae: "zeros".to_owned(),
-        hash: "11".repeat(32),
-        scaling_factor: 0.13025,
-        down_factor: 8,
-        channels: 4,
-        dtype: "F16".to_owned(),
-    };
+    let codec = codec();
     let mut num_encoded = 0;
     let encode = &mut |batch: &RgbBatch| {
         num_encoded += batch.num_images;
-        let (width, height) = (batch.width_px as usize / 8, batch.height_px as usize / 8);
-        Ok(vec![f16::ZERO; batch.num_images * 4 * width * height])
+        Ok(zeros(batch))
     };
     let summary = prepare(source, out, settings, &codec, encode, &mut |_| {});
     (summary, num_encoded)

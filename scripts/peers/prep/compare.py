@@ -209,9 +209,7 @@ def main():
     (args.out / "tables.md").write_text(text)
     print(text)
     if args.page:
-        before, rest = args.page.read_text().split(MARKS[0])
-        after = rest.split(MARKS[1])[1]
-        args.page.write_text(f"{before}{MARKS[0]}\n{text}{MARKS[1]}{after}")
+        pairs.write_between(MARKS, args.page, text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rectiflow_data::error::chain;
 use reqwest::{Client, RequestBuilder, Response, StatusCode, header::RETRY_AFTER};
 
 use crate::caption::{
@@ -206,20 +207,6 @@ fn date_secs(text: &str) -> Option<u64> {
     let days = 365 * year + leap_days + (153 * month + 2) / 5 + day.checked_sub(1)?;
     let days = days.checked_sub(719_468)?;
     Some(days * 86_400 + hour * 3600 + minute * 60 + second)
-}
-
-/// An error and its causes as one line, without repetitions.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        source = cause.source();
-    }
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

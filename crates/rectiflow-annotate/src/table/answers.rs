@@ -10,7 +10,7 @@ use rectiflow_data::{
     annotation::{Annotation, Kind, Status},
     annotation_rows::AnnotationWriter,
     annotation_table,
-    durable::DurableFile,
+    durable::{DurableFile, remove},
     error::Error as DataError,
 };
 
@@ -188,15 +188,6 @@ fn part(folder: &Path, number: u32) -> PathBuf {
 
 fn journal(folder: &Path, number: u32) -> PathBuf {
     folder.join(format!("journal-{number:06}.jsonl"))
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(DataError::io(path)(error).into())
-        }
-        _ => Ok(()),
-    }
 }
 
 fn lock(folder: &Path, out: &Path) -> Result<File> {

@@ -1,5 +1,7 @@
 //! Where the tests find ONNX Runtime and the files of scripts/golden/onnx_models.py.
 
+#![allow(dead_code, reason = "each user needs its own part")]
+
 use std::{env, path::PathBuf};
 
 use rectiflow_annotate::onnx::runtime::{Places, VARIABLE};

@@ -277,10 +277,11 @@ pub(crate) fn malformed(path: &Path, number: u64, reason: &str) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn row() -> Annotation {
+    /// A caption of one picture.
+    pub(crate) fn row() -> Annotation {
         Annotation {
             text: Some("a cat".to_owned()),
             ..Annotation::new(SampleId(7), "a.png", Kind::Caption, "short")

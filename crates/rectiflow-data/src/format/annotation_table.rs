@@ -71,14 +71,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::format::{annotation::Kind, record::SampleId};
-
-    fn row() -> Annotation {
-        Annotation {
-            text: Some("a cat".to_owned()),
-            ..Annotation::new(SampleId(7), "a.png", Kind::Caption, "short")
-        }
-    }
+    use crate::format::annotation::tests::row;
 
     #[test]
     fn lines_that_break_a_rule_are_refused_by_number() {

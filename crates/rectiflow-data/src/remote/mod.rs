@@ -43,7 +43,7 @@ use tokio::{
 use url::Url;
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, chain},
     remote::{
         buffers::{Buffers, Lent},
         network::Network,
@@ -416,20 +416,6 @@ pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send +
         .spawn_blocking(work)
         .await
         .expect("the task is not cancelled and does not panic")
-}
-
-/// An error and its causes as one line, without repetitions.
-fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        source = cause.source();
-    }
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Whether the request or its body failed on the way, as opposed to an answer from the store.
