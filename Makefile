@@ -168,10 +168,10 @@ peers-loaders: build
 	if command -v $(PYTHON313) >/dev/null; then \
 	$(PYTHON313) scripts/peers/environment.py $(LOADERS_DISK) scripts/peers/requirements-disk.txt && \
 	WITH="--python $(LOADERS_DISK)/bin/python"; fi && \
-	$(PYTHON) scripts/peers/loaders/compare_disk.py target/peers-loaders $$WITH \
+	PYTHONPATH=scripts/peers $(PYTHON) scripts/peers/loaders/compare_disk.py target/peers-loaders $$WITH \
 	--program target/release/examples/side_by_side --out benches/runs/$$(date +%F)-loaders --page docs/streaming.md
 	$(PYTHON) scripts/peers/environment.py $(LOADERS) scripts/peers/requirements-loaders.txt
-	$(PYTHON) scripts/peers/loaders/compare.py target/peers-loaders --python $(LOADERS)/bin/python \
+	PYTHONPATH=scripts/peers $(PYTHON) scripts/peers/loaders/compare.py target/peers-loaders --python $(LOADERS)/bin/python \
 	--program target/release/examples/side_by_side --out benches/runs/$$(date +%F)-loaders --page docs/streaming.md
 
 # Takes ten minutes on an otherwise idle machine. The first run draws 0.3 GB of pictures into target/peers-prep.
