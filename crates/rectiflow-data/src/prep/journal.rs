@@ -25,6 +25,7 @@ use crate::{
         manifest::{Codec, LATENTS_OFFSET, MANIFEST_FILE, Manifest, Object, Split, commit},
         record::{Record, SampleId},
     },
+    lock_file::{lock_alone, lock_together},
     prep::{
         objects::{Series, parse_stem},
         signatures::{SIGNATURES_FOLDER, signatures_name},
@@ -458,29 +459,15 @@ fn journal_stem(path: &Path) -> Option<&str> {
 /// Locks the data set. The lock ends with the process, however it ends.
 fn lock(root: &Path, holders: Holders) -> Result<File> {
     let path = root.join(LOCK_FILE);
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(Error::io(&path))?;
     let locked = match holders {
-        Holders::One => file.try_lock(),
-        Holders::Workers => file.try_lock_shared(),
+        Holders::One => lock_alone(&path)?,
+        Holders::Workers => lock_together(&path)?,
     };
-    match locked {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::Error(source)) => Err(Error::Io { path, source }),
-        Err(fs::TryLockError::WouldBlock) => {
-            let reason =
-                "another preparation, or a worker, is writing it: wait until it ends, or end it"
-                    .to_owned();
-            Err(Error::NotReady {
-                what: root.display().to_string(),
-                reason,
-            })
-        }
-    }
+    locked.ok_or_else(|| Error::NotReady {
+        what: root.display().to_string(),
+        reason: "another preparation, or a worker, is writing it: wait until it ends, or end it"
+            .to_owned(),
+    })
 }
 
 /// Fails with the first setting that differs: a data set must not mix codecs or geometries.
