@@ -53,6 +53,8 @@ COLOURS = {
 SUBJECT_DIFFERENCE = 40
 # The smallest share of the subject that is worth a word.
 COLOUR_SHARE = 0.15
+# How the prompts of scripts/captions_use.sh begin.
+STARTS = {"short": "A short caption", "phrases": "A caption in phrases", "long": "A long caption"}
 NAME = re.compile(r"a 3D emoji of (.+) on a \w+ background")
 PICTURE = re.compile(r"data:image/jpeg;base64,(.+)", re.DOTALL)
 
@@ -137,9 +139,9 @@ def answer(request):
     prompt = " ".join(part["text"] for part in parts if part["type"] == "text")
     urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
     look = Look(base64.b64decode(PICTURE.fullmatch(urls[0])[1]))
-    kind = next((kind for kind in ("short", "phrases") if kind in prompt), "long")
+    kinds = [kind for kind, start in STARTS.items() if prompt.startswith(start)]
     found = NAME.search(prompt)
-    return caption(kind, found[1] if found else "something", look)
+    return caption((kinds or ["long"])[0], found[1] if found else "something", look)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
