@@ -58,6 +58,8 @@ serve() {
 }
 # caption MODE FOLDER: captions of a folder of the demo's pictures as RUN/MODE-FOLDER.parquet and .jsonl.
 caption() {
+    # Answers of an older captioner would be kept.
+    [ "$RUN/$1-$2.parquet" -nt scripts/captions_server.py ] || rm -f "$RUN/$1-$2.parquet"
     once "$RUN/.$1-$2" scripts/captions_server.py "caption $2, $1" \
         "$RECTIFLOW" caption "runs/demo/pictures/$2" --recipe "$RUN/caption.toml" --set "caption.servers=[\"$URL\"]" \
         --mode "$1" --out "$RUN/$1-$2.parquet" --jsonl "$RUN/$1-$2.jsonl"
