@@ -18,7 +18,7 @@ CAPTION = .venv-caption
 LOADERS_DISK = .venv-loaders-disk
 PYTHON313 ?= python3.13
 
-.PHONY: help build cuda-check test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm slurm-prep two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments guard-runs clean-demo peers-caption peers-score
+.PHONY: help build cuda-check test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm slurm-prep two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments captions-use guard-runs clean-demo peers-caption peers-score
 
 help:
 	@echo 'make build          build the binary, target/release/rectiflow'
@@ -31,6 +31,7 @@ help:
 	@echo "make tiny-base      train the demo's base model (an hour) and pack it"
 	@echo "make study          run the demo's full comparison, on three seeds (half an hour)"
 	@echo 'make experiments    compare text encoders, objectives and captions, on the tiny model (quarter of an hour)'
+	@echo 'make captions-use   measure what richer captions are worth, on the tiny model'
 	@echo 'make guard-runs     measure the cost of a rewind: clean, guarded and unguarded tiny runs (minutes)'
 	@echo 'make test-processors  run the numeric tests with AVX2 only and with two threads (up to ten minutes each)'
 	@echo 'make peers          compare with diffusers (installs pinned versions into $(PEERS), 1.6 GB)'
@@ -216,6 +217,10 @@ study: build
 
 experiments: build
 	sh scripts/experiments.sh
+
+# What richer captions are worth on the tiny model, five seeds. PYTHON needs NumPy, Pillow and matplotlib.
+captions-use: build
+	sh scripts/captions_use.sh
 
 # Takes five minutes. The first run packs 0.7 GB of synthetic data into target/loader-numbers.
 bench-loaders: build
