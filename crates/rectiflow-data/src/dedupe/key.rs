@@ -49,12 +49,18 @@ const fn window(left: usize, top: usize, width: usize, height: usize) -> Window 
 /// The whole thumbnail.
 pub const WHOLE: Window = window(0, 0, 1000, 1000);
 
+/// A crop of nine tenths of each side.
 const fn square(left: usize, top: usize) -> Window {
     window(left, top, 900, 900)
 }
 
+/// A crop of nine tenths of the area.
+const fn large(left: usize, top: usize) -> Window {
+    window(left, top, 949, 949)
+}
+
 /// The parts that have keys: the whole, what a border surrounds, and crops.
-pub const WINDOWS: [Window; 18] = [
+pub const WINDOWS: [Window; 22] = [
     WHOLE,
     window(65, 65, 870, 870),
     square(0, 0),
@@ -73,6 +79,10 @@ pub const WINDOWS: [Window; 18] = [
     square(33, 100),
     square(67, 100),
     square(100, 100),
+    large(13, 13),
+    large(38, 13),
+    large(13, 38),
+    large(38, 38),
 ];
 
 /// The keys of a thumbnail, in the order of [`WINDOWS`].
@@ -197,6 +207,7 @@ fn mirror_pairs(luma: &[i32; KEY_SIDE * KEY_SIDE]) -> [[i32; 2]; SLOPES * SLOPES
 mod tests {
     use super::*;
     use crate::dedupe::{
+        MAX_DISTANCE,
         pairs::distance,
         signature::tests::{disc, drawn},
     };
@@ -232,7 +243,7 @@ mod tests {
             distances.min().unwrap()
         };
         let crop = keys(360, 270, |x, y| disc(0.04 + 0.9 * x, 0.09 + 0.9 * y));
-        assert!(nearest(&crop, &picture) <= 8, "{}", nearest(&crop, &picture));
+        assert!(nearest(&crop, &picture) <= MAX_DISTANCE);
         let bordered = keys(400, 300, |x, y| {
             let (x, y) = ((x - 0.07) / 0.86, (y - 0.07) / 0.86);
             match (0.0..1.0).contains(&x) && (0.0..1.0).contains(&y) {
@@ -240,7 +251,7 @@ mod tests {
                 false => [90, 140, 120],
             }
         });
-        assert!(nearest(&picture, &bordered) <= 8, "{}", nearest(&picture, &bordered));
+        assert!(nearest(&picture, &bordered) <= MAX_DISTANCE);
     }
 
     #[test]
@@ -265,5 +276,18 @@ mod tests {
         let keys = Keys::new(&Signature::of(&pixels, 64, 64).0);
         assert_eq!([keys.whole(), keys.windows()[0]], FROZEN);
     }
-    const FROZEN: [Hash; 2] = [[0; 4]; 2];
+    const FROZEN: [Hash; 2] = [
+        [
+            145_242_334_067_233_028,
+            2_324_139_209_403_666_725,
+            317_047_271_520_739_330,
+            1_233_992_637_843_571_973,
+        ],
+        [
+            144_433_084_377_464_850,
+            2_603_081_735_957_774_689,
+            67_097_427_778_216_204,
+            1_154_610_354_539_266_116,
+        ],
+    ];
 }

@@ -1,6 +1,6 @@
 //! The map of one picture onto its copy: the scale and the shift of each axis.
 //!
-//! A start is the best of the maps that windows stand for, on planes of 8 x 8 cells. It is refined
+//! A start is the best of the maps that windows stand for. It is refined
 //! by Gauss and Newton's method from coarse to fine (Lucas and Kanade 1981), and held to the start
 //! where a picture has no slopes that say more.
 //!
@@ -114,14 +114,28 @@ impl Map {
     }
 }
 
-/// The best of the maps that windows stand for, and the mean square of what differs on the coarsest
-/// plane, of `b` onto `a`.
-pub(crate) fn start(a: &Pyramid, b: &Pyramid) -> (Map, f32) {
-    let mut best = (IDENTITY, coarse_error(a, b, &IDENTITY));
+/// The planes on which a look is taken, and those on which the start is chosen.
+const GLANCE: usize = 0;
+const CHOICE: usize = 2;
+
+/// The least mean square of what differs on the coarsest plane, by all maps that windows stand for,
+/// of `b` onto `a`.
+pub(crate) fn glance(a: &Pyramid, b: &Pyramid) -> f32 {
+    best(a, b, GLANCE).1
+}
+
+/// The best of the maps that windows stand for, of `b` onto `a`. It is chosen on a fine plane: on
+/// the coarsest a pattern is flat.
+pub(crate) fn start(a: &Pyramid, b: &Pyramid) -> Map {
+    best(a, b, CHOICE).0
+}
+
+fn best(a: &Pyramid, b: &Pyramid, level: usize) -> (Map, f32) {
+    let mut best = (IDENTITY, error(a, b, &IDENTITY, level));
     for window in &WINDOWS[1..] {
         let map = Map::of_window(*window);
         for map in [map, map.inverse()] {
-            let error = coarse_error(a, b, &map);
+            let error = error(a, b, &map, level);
             if error < best.1 {
                 best = (map, error);
             }
@@ -132,9 +146,13 @@ pub(crate) fn start(a: &Pyramid, b: &Pyramid) -> (Map, f32) {
 
 /// The mean square of what differs on the coarsest plane.
 pub(crate) fn coarse_error(a: &Pyramid, b: &Pyramid, map: &Map) -> f32 {
-    let (first, second, side) = (&a.0[0], &b.0[0], SIDES[0]);
+    error(a, b, map, GLANCE)
+}
+
+fn error(a: &Pyramid, b: &Pyramid, map: &Map, level: usize) -> f32 {
+    let (first, second, side) = (&a.0[level], &b.0[level], SIDES[level]);
     let (mut sum, mut count) = (0.0f32, 0.0f32);
-    each_cell(first, side, map, |x, y, value| {
+    each_cell(first, side, map, 0, |x, y, value| {
         let difference = second[y * side + x] - value;
         sum += difference * difference;
         count += 1.0;
@@ -226,14 +244,24 @@ fn grid(map: &Map, side: usize) -> [Vec<Place>; 2] {
 }
 
 /// Passes each cell of a plane that lies in the plane `a` to `take`: its column and row, and the
-/// value of `a` at its place.
+/// value of `a` at its place. Cells of a `margin` are left out in both, since a border's colour runs
+/// into them.
 pub(crate) fn each_cell(
     a: &[f32],
     side: usize,
     map: &Map,
+    margin: usize,
     mut take: impl FnMut(usize, usize, f32),
 ) {
-    let [columns, rows] = grid(map, side);
+    let mut both = grid(map, side);
+    let inner = margin..side - margin;
+    for places in &mut both {
+        places.retain(|place| {
+            let nearest = place.before + usize::from(place.way >= 0.5);
+            inner.contains(&place.cell) && inner.contains(&nearest)
+        });
+    }
+    let [columns, rows] = both;
     for row in &rows {
         let (upper, lower) = a[row.before * side..][..2 * side].split_at(side);
         for column in &columns {

@@ -10,7 +10,7 @@
 
 use crate::dedupe::{
     registration::{
-        IDENTITY, Map, Pyramid, coarse_error, each_cell, mirrored, refined, softened, start,
+        IDENTITY, Map, Pyramid, coarse_error, each_cell, glance, mirrored, refined, softened, start,
     },
     signature::{COLOUR_CELLS, COLOUR_SIDE, LUMA_SIDE, Signature},
 };
@@ -19,6 +19,11 @@ use crate::dedupe::{
 const BLOCKS: usize = 8;
 /// Cells a side of a block.
 const BLOCK_SIDE: usize = LUMA_SIDE / BLOCKS;
+/// A block with fewer cells in both pictures is left out.
+const MIN_CELLS: f32 = 24.0;
+/// Cells at the edges that are left out, since a border's colour runs into them.
+const LUMA_MARGIN: usize = 2;
+const COLOUR_MARGIN: usize = 1;
 
 /// The limits of [`Thumbnail::matches`]; levels are those of 8-bit pixels.
 #[derive(Debug, Clone, Copy)]
@@ -52,15 +57,15 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            plain_levels: 2.0,
-            level: 4.0,
-            share: 0.5,
-            detail_levels: 1.5,
-            colour_levels: 6.0,
-            colour_share: 0.35,
-            agreeing: 0.85,
+            plain_levels: 0.8,
+            level: 1.5,
+            share: 0.45,
+            detail_levels: 0.8,
+            colour_levels: 3.0,
+            colour_share: 0.5,
+            agreeing: 0.8,
             detailed: 0.7,
-            correlation: 0.8,
+            correlation: 0.85,
             scale: 1.3,
             coarse_levels: 8.0,
             coarse_share: 0.25,
@@ -150,25 +155,20 @@ impl Thumbnail {
     }
 
     fn registered(&self, other: &Self, limits: &Limits) -> bool {
-        let (start, error) = start(&self.luma, &other.luma);
-        if !self.may_match(other, error, limits) {
-            return false;
+        let maps = self.maps(other, limits);
+        let mut found = maps.iter().map(|&map| self.agreement(other, map, limits));
+        found.any(|found| limits.allow(&found))
+    }
+
+    /// The maps of `other` onto this picture that are worth a closer look: the refined one, and the
+    /// start, from which pictures without much detail can drift.
+    pub fn maps(&self, other: &Self, limits: &Limits) -> Vec<Map> {
+        if !self.may_match(other, glance(&self.luma, &other.luma), limits) {
+            return Vec::new();
         }
-        let fits = |map: Map| limits.allow(&self.agreement(other, map, limits));
-        refined(&self.luma, &other.luma, start).is_some_and(fits) || fits(start)
-    }
-
-    /// The agreement after the registration, for measurements; without one if there is none.
-    pub fn best(&self, other: &Self, limits: &Limits) -> Agreement {
-        let (start, _) = start(&self.luma, &other.luma);
-        let map = refined(&self.luma, &other.luma, start).unwrap_or(start);
-        self.agreement(other, map, limits)
-    }
-
-    /// The mean square on the coarsest plane, as a share of what is allowed, for measurements.
-    pub fn coarse(&self, other: &Self) -> [f32; 2] {
-        let (_, error) = start(&self.luma, &other.luma);
-        [error, self.luma.coarse_variance().max(other.luma.coarse_variance())]
+        let start = start(&self.luma, &other.luma);
+        let refined = refined(&self.luma, &other.luma, start);
+        refined.into_iter().chain([start]).collect()
     }
 
     /// This thumbnail, mirrored.
@@ -184,52 +184,51 @@ impl Thumbnail {
     /// How the two agree where they overlap.
     pub fn agreement(&self, other: &Self, map: Map, limits: &Limits) -> Agreement {
         let blocks = self.blocks(other, &map);
-        let colour_allowed = limits
-            .colour_levels
-            .max(limits.colour_share * self.colour_contrast.max(other.colour_contrast));
-        let (mut num, mut agreeing, mut detailed, mut detailed_agreeing) = (0u32, 0u32, 0u32, 0u32);
-        let (mut covariance, mut variances) = (0.0f32, [0.0f32; 2]);
-        for block in blocks {
-            if 2.0 * block.count < (BLOCK_SIDE * BLOCK_SIDE) as f32 {
+        let contrast = self.colour_contrast.max(other.colour_contrast);
+        let allowed = Allowed {
+            limits,
+            offset: offset(&blocks, limits),
+            colour: limits.colour_levels.max(limits.colour_share * contrast),
+        };
+        let (mut all, mut inner) = (Tally::default(), Tally::default());
+        for (number, block) in blocks.iter().enumerate() {
+            if block.count < MIN_CELLS {
                 continue;
             }
-            let [aa, bb, ab] = block.moments();
-            let squares = (block.aa - 2.0 * block.ab + block.bb).max(0.0) / block.count;
-            let detail = aa.max(bb);
-            let allowed = (limits.plain_levels * limits.plain_levels)
-                .max(limits.share * limits.share * detail);
-            let colour = (block.colour / block.colour_count.max(1.0)).sqrt();
-            let shift = (block.a - block.b) / block.count;
-            let level = limits.level.max(limits.share * detail.sqrt());
-            let agrees = squares - shift * shift <= allowed && shift.abs() <= level && colour <= colour_allowed;
-            let has_detail = detail > limits.detail_levels * limits.detail_levels;
-            num += 1;
-            agreeing += u32::from(agrees);
-            detailed += u32::from(has_detail);
-            detailed_agreeing += u32::from(has_detail && agrees);
-            covariance += ab * block.count;
-            variances[0] += aa * block.count;
-            variances[1] += bb * block.count;
+            all.add(block, &allowed);
+            let edge = |at: usize| at == 0 || at == BLOCKS - 1;
+            if !edge(number % BLOCKS) && !edge(number / BLOCKS) {
+                inner.add(block, &allowed);
+            }
         }
-        let share = |part: u32, of: u32| if of == 0 { 1.0 } else { part as f32 / of as f32 };
+        let correlation = match inner.detailed {
+            0 => all.correlation(),
+            _ => all.correlation().max(inner.correlation()),
+        };
         Agreement {
             map,
-            agreeing: if num < 24 { 0.0 } else { share(agreeing, num) },
-            detailed: share(detailed_agreeing, detailed),
-            num_detailed: detailed,
-            correlation: covariance / (variances[0] * variances[1]).sqrt().max(1.0),
+            agreeing: match all.num {
+                0..24 => 0.0,
+                num => all.agreeing as f32 / num as f32,
+            },
+            detailed: match all.detailed {
+                0 => 1.0,
+                num => all.detailed_agreeing as f32 / num as f32,
+            },
+            num_detailed: all.detailed,
+            correlation,
         }
     }
 
     fn blocks(&self, other: &Self, map: &Map) -> [Block; BLOCKS * BLOCKS] {
         let mut blocks = [Block::default(); BLOCKS * BLOCKS];
         let (first, second) = (self.luma.fine(), other.luma.fine());
-        each_cell(first, LUMA_SIDE, map, |x, y, a| {
+        each_cell(first, LUMA_SIDE, map, LUMA_MARGIN, |x, y, a| {
             let b = second[y * LUMA_SIDE + x];
             blocks[y / BLOCK_SIDE * BLOCKS + x / BLOCK_SIDE].add(a, b);
         });
         for (first, second) in self.colour.iter().zip(&other.colour) {
-            each_cell(first, COLOUR_SIDE, map, |x, y, a| {
+            each_cell(first, COLOUR_SIDE, map, COLOUR_MARGIN, |x, y, a| {
                 let difference = a - second[y * COLOUR_SIDE + x];
                 let block = &mut blocks[y / 2 * BLOCKS + x / 2];
                 block.colour += difference * difference;
@@ -237,6 +236,65 @@ impl Thumbnail {
             });
         }
         blocks
+    }
+}
+
+/// The difference in level of the two pictures: what JPEG's clipping makes of a page of text. Small
+/// where there is no detail.
+fn offset(blocks: &[Block], limits: &Limits) -> f32 {
+    let (mut shift, mut detail, mut count) = (0.0f32, 0.0f32, 0.0f32);
+    for block in blocks.iter().filter(|block| block.count >= MIN_CELLS) {
+        let [aa, bb, _] = block.moments();
+        shift += (block.a - block.b) / block.count;
+        detail += aa.max(bb);
+        count += 1.0;
+    }
+    let most = limits.share * (detail / count.max(1.0)).sqrt();
+    (shift / count.max(1.0)).clamp(-most, most)
+}
+
+/// What a block may differ by.
+struct Allowed<'a> {
+    limits: &'a Limits,
+    offset: f32,
+    colour: f32,
+}
+
+/// Counts of blocks, and the sums of their moments.
+#[derive(Debug, Default)]
+struct Tally {
+    num: u32,
+    agreeing: u32,
+    detailed: u32,
+    detailed_agreeing: u32,
+    moments: [f32; 3],
+}
+
+impl Tally {
+    fn add(&mut self, block: &Block, allowed: &Allowed<'_>) {
+        let limits = allowed.limits;
+        let [aa, bb, ab] = block.moments();
+        let detail = aa.max(bb);
+        let of_detail = limits.share * detail.sqrt();
+        let shift = (block.a - block.b) / block.count - allowed.offset;
+        let rest = (aa - 2.0 * ab + bb).max(0.0).sqrt();
+        let colour = (block.colour / block.colour_count.max(1.0)).sqrt();
+        let agrees = rest <= limits.plain_levels.max(of_detail)
+            && shift.abs() <= limits.level.max(of_detail)
+            && colour <= allowed.colour;
+        let has_detail = detail > limits.detail_levels * limits.detail_levels;
+        self.num += 1;
+        self.agreeing += u32::from(agrees);
+        self.detailed += u32::from(has_detail);
+        self.detailed_agreeing += u32::from(has_detail && agrees);
+        for (sum, moment) in self.moments.iter_mut().zip([aa, bb, ab]) {
+            *sum += moment * block.count;
+        }
+    }
+
+    fn correlation(&self) -> f32 {
+        let [aa, bb, ab] = self.moments;
+        ab / (aa * bb).sqrt().max(f32::MIN_POSITIVE)
     }
 }
 
