@@ -5,6 +5,7 @@
 
 pub mod blackbox;
 pub mod eval;
+mod in_backward;
 mod last_save;
 mod measurer;
 mod options;
@@ -178,7 +179,8 @@ fn open_loader(checked: &Checked, comm: &Comm, sources: &[Source]) -> Result<Loa
 /// Returns the bytes of one of the guard's snapshots of this state.
 fn snapshot_bytes(state: &TrainState) -> u64 {
     let num_owned = state.parameters.partition.most_owned();
-    snapshots::bytes(num_owned, state.average.is_some())
+    let moments = state.optimizer.moments_kind();
+    snapshots::bytes(num_owned, moments, state.average.is_some())
 }
 
 /// What a rank has computed of a step before the ranks combine their measurements.
@@ -337,7 +339,11 @@ impl<'a> Run<'a> {
             if self.told_to_stop || (alone && stop.load(Ordering::Relaxed)) {
                 return Ok("interrupted");
             }
-            self.step(stop)?;
+            if self.recipe().train.update_in_backward {
+                self.step_in_backward(stop)?;
+            } else {
+                self.step(stop)?;
+            }
         }
         Ok("finished")
     }

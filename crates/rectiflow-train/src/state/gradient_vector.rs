@@ -50,6 +50,12 @@ impl GradientVector {
         Self(stretches)
     }
 
+    /// Returns the part of a vector that begins with element `start`.
+    pub(crate) fn at(start: i64, numbers: Tensor) -> Self {
+        let range = start..start + numbers.numel() as i64;
+        Self(vec![Stretch { range, numbers }])
+    }
+
     /// Returns the elements of a range in order, one chunk for each stretch.
     pub(crate) fn over(&self, range: &Range<i64>) -> Vec<Chunk> {
         let mut found = Vec::new();

@@ -5,6 +5,7 @@
 //! the total number of samples in the step, so a ragged micro-batch counts by its samples. Sigma
 //! and noise are keyed by (seed, cursor, slot), never by rank or by the order of micro-batches.
 
+pub(crate) mod in_backward;
 pub(crate) mod prompt_cache;
 pub mod step_flops;
 pub mod synthetic;
@@ -50,6 +51,7 @@ pub(crate) struct Stepper<'a> {
     pub(crate) prompt_cache: Option<PromptCache>,
     pub(crate) offset_noise: f64,
     pub(crate) clip_norm: f64,
+    pub(crate) clip_ratio: f64,
     pub(crate) ratios: LrRatios,
     pub(crate) ema: EmaConfig,
     pub(crate) workers: Workers,
@@ -89,6 +91,7 @@ impl<'a> Stepper<'a> {
                 .then(PromptCache::default),
             offset_noise: recipe.train.offset_noise,
             clip_norm: recipe.train.clip_norm,
+            clip_ratio: recipe.train.clip_ratio,
             ratios: recipe.lr.ratio.clone(),
             ema: recipe.ema.clone(),
             workers: Workers::new(checked.device, recipe.train.micro_batches),
