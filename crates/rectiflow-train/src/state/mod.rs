@@ -8,6 +8,7 @@ pub(crate) mod gradients;
 pub(crate) mod halves;
 pub mod layout;
 pub mod masters;
+pub(crate) mod on_device;
 pub(crate) mod one_pass;
 pub mod optim;
 pub mod partition;
