@@ -21,10 +21,10 @@ use std::{
 use rayon::prelude::*;
 
 use crate::{
-    cache::folder::open_lockable,
     dedupe::clusters::Cluster,
     error::{Error, Result},
     format::record::SampleId,
+    lock_file::lock_alone,
     picture::decode::decode,
     prep::{
         compared::Compared,
@@ -91,18 +91,11 @@ pub fn find_near_copies_in_source(
 
 /// Locks the work folder. The lock ends with the process.
 fn lock(work: &Path) -> Result<File> {
-    let path = work.join(LOCK_FILE);
-    let file = open_lockable(&path).map_err(Error::io(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::Error(source)) => Err(Error::Io { path, source }),
-        Err(fs::TryLockError::WouldBlock) => Err(Error::NotReady {
-            what: work.display().to_string(),
-            reason: "another search for near-copies uses it: wait until it ends, or name another \
-                     folder"
-                .to_owned(),
-        }),
-    }
+    lock_alone(&work.join(LOCK_FILE))?.ok_or_else(|| Error::NotReady {
+        what: work.display().to_string(),
+        reason: "another search for near-copies uses it: wait until it ends, or name another folder"
+            .to_owned(),
+    })
 }
 
 /// Reads and signs the pictures that are not signed yet. Returns the facts of all, in the order of

@@ -6,6 +6,7 @@
 //! one published run spent (`speed`), which includes all losses to that run's network, loader and
 //! machines. Facts about the model and the data come from `facts`.
 
+pub mod counting;
 pub mod estimate;
 pub mod facts;
 pub mod gpu_memory;

@@ -30,7 +30,7 @@ use crate::{
     error::{Error, Result},
     state::{
         gradient_vector::GradientVector,
-        layout::{Slice, narrow},
+        layout::{Slice, narrow, shaped},
         partition::{Bucket, Partition},
     },
 };
@@ -384,7 +384,7 @@ impl Shared {
                 no_grad(|| total.f_add_(gradient)).expect("a gradient has its parameter's shape");
             return;
         }
-        let total = narrow(&self.memory(place.bucket), &place.range).view(place.shape.as_slice());
+        let total = shaped(&self.memory(place.bucket), &place.range, &place.shape);
         write_to(&total, gradient);
         place.total = Some(total);
     }

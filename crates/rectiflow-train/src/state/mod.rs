@@ -10,6 +10,7 @@ pub(crate) mod halves;
 pub mod layout;
 pub mod masters;
 pub mod moments;
+pub(crate) mod on_device;
 pub(crate) mod one_pass;
 pub mod optim;
 pub mod partition;
