@@ -113,7 +113,10 @@ fn run_on_dataset(args: &Args) -> anyhow::Result<Answer> {
         None => None,
     };
     let how = "<code>rectiflow dedupe --drop</code> takes the others out of the data set";
-    write_bytes(&page, page_of(&args.place, &found, pictures.as_ref(), how).as_bytes())?;
+    write_bytes(
+        &page,
+        page_of(&args.place, &found, pictures.as_ref(), how).as_bytes(),
+    )?;
     let num_dropped = match args.drop {
         true => Some(drop_near_copies(&args.place, &found)?),
         false => None,
@@ -142,7 +145,10 @@ fn run_on_source(args: &Args, work: &Path) -> anyhow::Result<Answer> {
     let (page, list) = (work.join(PAGE_FILE), work.join(NEAR_COPIES_FILE));
     let pictures = SmallPictures::open(&args.place, work, &settings.geometry())?;
     let how = "the others are in <code>near-copies.jsonl</code>";
-    write_bytes(&page, page_of(&args.place, &found, Some(&pictures), how).as_bytes())?;
+    write_bytes(
+        &page,
+        page_of(&args.place, &found, Some(&pictures), how).as_bytes(),
+    )?;
     let mut text = describe(&found, &page);
     if num_copies(&found) > 0 {
         text += &format!(
@@ -227,7 +233,10 @@ impl Live {
 }
 
 fn num_copies(found: &NearCopies) -> u64 {
-    let copies = found.clusters.iter().map(|cluster| cluster.len() as u64 - 1);
+    let copies = found
+        .clusters
+        .iter()
+        .map(|cluster| cluster.len() as u64 - 1);
     copies.sum()
 }
 
@@ -285,12 +294,7 @@ fn describe_drop(args: &Args, found: &NearCopies, num_dropped: Option<u64>) -> S
 
 /// The page: a row for each cluster, the picture that stays first. `how` says what becomes of the
 /// others.
-fn page_of(
-    place: &Path,
-    found: &NearCopies,
-    source: Option<&SmallPictures>,
-    how: &str,
-) -> String {
+fn page_of(place: &Path, found: &NearCopies, source: Option<&SmallPictures>, how: &str) -> String {
     let shown = spread(&found.clusters);
     let pictures = match source {
         Some(source) => pictures_of(source, &shown),

@@ -263,7 +263,11 @@ fn of_equal_pictures_the_one_with_the_highest_score_stays() {
     };
     run(source.path(), out.path(), &scored);
     let found = find(out.path());
-    let mut kept: Vec<&str> = found.clusters.iter().map(|c| c[0].address.as_str()).collect();
+    let mut kept: Vec<&str> = found
+        .clusters
+        .iter()
+        .map(|c| c[0].address.as_str())
+        .collect();
     kept.sort_unstable();
     let expected = [
         "00.png",
@@ -276,7 +280,11 @@ fn of_equal_pictures_the_one_with_the_highest_score_stays() {
         "21.png",
     ];
     assert_eq!(kept, expected);
-    let sixth = found.clusters.iter().find(|c| c[0].address == "06-mirror.png").unwrap();
+    let sixth = found
+        .clusters
+        .iter()
+        .find(|c| c[0].address == "06-mirror.png")
+        .unwrap();
     assert_eq!((sixth[0].score, sixth[1].score), (Some(0.9), Some(0.2)));
 
     // A table that is gone counts for nothing, and is no error.
@@ -295,7 +303,10 @@ fn lost_and_old_signatures_are_made_again_from_the_pictures() {
 
     // One file is lost, one is torn, the others are of the first version, which had no head.
     let folder = out.path().join("prep/signatures");
-    let mut files: Vec<_> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect();
+    let mut files: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
     files.sort();
     assert!(files.len() >= 2, "{files:?}");
     let contents: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).unwrap()).collect();
@@ -341,18 +352,32 @@ fn search(source: &Path, work: &Path, settings: &PrepSettings) -> (NearCopies, u
 fn a_source_is_searched_without_a_data_set_and_prep_leaves_out_what_is_listed() {
     let [source, work, out] = [(); 3].map(|()| tempfile::tempdir().unwrap());
     pictures(source.path());
-    fs::write(source.path().join("broken.png"), b"\x89PNG\r\n\x1a\nno more").unwrap();
+    fs::write(
+        source.path().join("broken.png"),
+        b"\x89PNG\r\n\x1a\nno more",
+    )
+    .unwrap();
     fs::copy(source.path().join("01.png"), source.path().join("same.png")).unwrap();
     let num_pictures = u64::from(NUM_SCENES + 2 * NUM_SCENES / 3);
     let (found, num_read) = search(source.path(), work.path(), &settings());
     assert_eq!((found.num_pictures, found.num_unsigned), (num_pictures, 0));
     assert_eq!(addresses(&found), expected());
     assert_eq!(num_read as u64, num_pictures + 2);
-    assert!(found.clusters.iter().flatten().all(|copy| copy.split.is_none()));
+    assert!(
+        found
+            .clusters
+            .iter()
+            .flatten()
+            .all(|copy| copy.split.is_none())
+    );
 
     // A later search reads what is new, and what lost its signature.
     assert_eq!(search(source.path(), work.path(), &settings()).1, 0);
-    fs::copy(source.path().join("02.png"), source.path().join("02-same.png")).unwrap();
+    fs::copy(
+        source.path().join("02.png"),
+        source.path().join("02-same.png"),
+    )
+    .unwrap();
     let signatures = work.path().join("signatures.bin");
     let file = fs::File::options().write(true).open(&signatures).unwrap();
     file.set_len(file.metadata().unwrap().len() - 100).unwrap();
@@ -370,7 +395,10 @@ fn a_source_is_searched_without_a_data_set_and_prep_leaves_out_what_is_listed() 
     let prepared = run(source.path(), out.path(), &without);
     let num_copies = u64::from(2 * NUM_SCENES / 3);
     assert_eq!(prepared.rejected[&Reason::NearCopy], num_copies);
-    assert_eq!(prepared.train_rows + prepared.test_rows, u64::from(NUM_SCENES));
+    assert_eq!(
+        prepared.train_rows + prepared.test_rows,
+        u64::from(NUM_SCENES)
+    );
     assert!(find(out.path()).clusters.is_empty());
 
     // A list that is not there is a mistake.
@@ -401,12 +429,18 @@ fn an_interrupted_search_goes_on_where_it_was() {
     let kept = lines[..lines.len() / 2].join("\n") + "\n{\"path\": \"0";
     fs::write(&facts, kept).unwrap();
     let (found, num_again) = search(source.path(), halves.path(), &settings());
-    assert!(num_again > 0 && num_again < num_read, "{num_again} of {num_read}");
+    assert!(
+        num_again > 0 && num_again < num_read,
+        "{num_again} of {num_read}"
+    );
     assert_eq!(addresses(&found), addresses(&expected));
 
     let mut events = Vec::new();
     let mut take = |event| {
-        if let NearCopyEvent::Signing { done, num_pictures, .. } = event {
+        if let NearCopyEvent::Signing {
+            done, num_pictures, ..
+        } = event
+        {
             events.push((done, num_pictures));
         }
     };
@@ -424,7 +458,11 @@ fn the_filter_keeps_pictures_out_of_the_search() {
         ..settings()
     };
     let (found, _) = search(source.path(), work.path(), &filtered);
-    let small = found.clusters.iter().flatten().filter(|copy| copy.width_px < 150);
+    let small = found
+        .clusters
+        .iter()
+        .flatten()
+        .filter(|copy| copy.width_px < 150);
     assert_eq!(small.count(), 0);
     assert_eq!(found.clusters.len() as u32, NUM_SCENES / 3);
 }

@@ -14,11 +14,11 @@ use std::collections::HashMap;
 use rayon::prelude::*;
 
 use crate::{
+    dedupe::thumbnail::{Limits, Thumbnail},
     dedupe::{
         key::Keys,
         pairs::{Hash, near_pairs_of_first},
     },
-    dedupe::thumbnail::{Limits, Thumbnail},
 };
 
 /// More pictures of one key are compared with leaders only.
@@ -235,7 +235,8 @@ impl Groups {
         let start = self.views.len();
         let num_wholes = group.partition_point(|entry| !entry.1);
         self.hashes.push(group[0].0);
-        self.starts.push([start as u32, (start + num_wholes) as u32]);
+        self.starts
+            .push([start as u32, (start + num_wholes) as u32]);
         self.views.extend(group.iter().map(|entry| entry.2));
     }
 

@@ -256,7 +256,10 @@ mod tests {
 
     #[test]
     fn flat_pictures_have_empty_keys_and_another_picture_has_a_distant_one() {
-        assert_eq!(keys(40, 30, |_, _| [250, 10, 10]).0, [[0; 4]; WINDOWS.len()]);
+        assert_eq!(
+            keys(40, 30, |_, _| [250, 10, 10]).0,
+            [[0; 4]; WINDOWS.len()]
+        );
         let other = keys(256, 192, |x, y| {
             [
                 ((x * 14.0).sin() * 90.0 + 128.0) as u8,

@@ -57,7 +57,10 @@ impl Pyramid {
         let plane = &self.0[0];
         let count = plane.len() as f32;
         let mean = plane.iter().sum::<f32>() / count;
-        let squares: f32 = plane.iter().map(|value| (value - mean) * (value - mean)).sum();
+        let squares: f32 = plane
+            .iter()
+            .map(|value| (value - mean) * (value - mean))
+            .sum();
         squares / count
     }
 
@@ -178,7 +181,11 @@ pub(crate) fn softened(plane: &[u8], side: usize) -> Vec<f32> {
         for (i, &value) in plane.iter().enumerate() {
             let at = i / stride % side;
             let before = if at > 0 { plane[i - stride] } else { value };
-            let after = if at + 1 < side { plane[i + stride] } else { value };
+            let after = if at + 1 < side {
+                plane[i + stride]
+            } else {
+                value
+            };
             out.push((before + 2.0 * value + after) * 0.25);
         }
         out

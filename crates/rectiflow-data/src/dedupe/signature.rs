@@ -256,7 +256,13 @@ pub(crate) mod tests {
     #[test]
     fn lines_finer_than_the_cells_are_nearly_grey() {
         // 96 dark lines on 64 cells; unfiltered means would be 85 and 170.
-        let lines = |_, y: f32| if (y * 192.0) as u32 % 2 == 0 { [0; 3] } else { [255; 3] };
+        let lines = |_, y: f32| {
+            if (y * 192.0) as u32 % 2 == 0 {
+                [0; 3]
+            } else {
+                [255; 3]
+            }
+        };
         let signature = Signature::of(&drawn(200, 768, lines), 200, 768).0;
         let inside = &signature.luma[LUMA_SIDE..LUMA_CELLS - LUMA_SIDE];
         assert!(inside.iter().all(|&luma| luma.abs_diff(128) <= 24));
@@ -268,7 +274,12 @@ pub(crate) mod tests {
         let blue = Signature::of(&[10, 10, 250].repeat(40 * 30), 40, 30).0;
         assert_ne!(red.colour, blue.colour);
         let shown = red.colour_at(0.5, 0.5);
-        assert!(shown.iter().zip([250, 10, 10]).all(|(a, b)| a.abs_diff(b) <= 2));
+        assert!(
+            shown
+                .iter()
+                .zip([250, 10, 10])
+                .all(|(a, b)| a.abs_diff(b) <= 2)
+        );
     }
 
     #[test]

@@ -149,7 +149,10 @@ impl Thumbnail {
 
     /// Whether the coarsest planes are alike enough for a closer look.
     fn may_match(&self, other: &Self, error: f32, limits: &Limits) -> bool {
-        let variance = self.luma.coarse_variance().max(other.luma.coarse_variance());
+        let variance = self
+            .luma
+            .coarse_variance()
+            .max(other.luma.coarse_variance());
         let levels = limits.coarse_levels * limits.coarse_levels;
         error <= levels + limits.coarse_share * variance
     }

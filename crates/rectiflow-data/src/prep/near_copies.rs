@@ -51,7 +51,8 @@ pub fn find_near_copies(
     let compared = Compared::read(&ids, files)?;
     let found = searched(&compared, rows.len() as u64, progress)?;
     let clusters = named(&store, &rows, (&compared, &scores), &found)?;
-    let is_across = |cluster: &&NearCopyCluster| cluster.iter().any(|c| c.split != cluster[0].split);
+    let is_across =
+        |cluster: &&NearCopyCluster| cluster.iter().any(|c| c.split != cluster[0].split);
     Ok(NearCopies {
         num_pictures: rows.len() as u64,
         num_unsigned: compared.num_unsigned(),
@@ -134,8 +135,7 @@ fn ranked_rows(
                 continue;
             }
             let id = record.id;
-            let pixels =
-                u64::from(record.original_width_px) * u64::from(record.original_height_px);
+            let pixels = u64::from(record.original_width_px) * u64::from(record.original_height_px);
             let rank = rank(pixels, scores.of(id), text_bytes(record), id);
             let object = object as u32;
             ranked.push((rank, Row { id, object, number }));

@@ -192,7 +192,9 @@ fn check_length(bytes: u64, settings: &PrepSettings) -> std::result::Result<(), 
 /// Appends new facts to the part file, which the first of them creates.
 pub(crate) fn append(path: &Path, file: &mut Option<File>, scanned: &[Scanned]) -> Result<()> {
     let new = scanned.iter().filter(|scanned| !scanned.known);
-    let facts: Vec<&Fact> = new.filter_map(|scanned| scanned.fact.as_ref().ok()).collect();
+    let facts: Vec<&Fact> = new
+        .filter_map(|scanned| scanned.fact.as_ref().ok())
+        .collect();
     append_facts(path, file, &facts)
 }
 

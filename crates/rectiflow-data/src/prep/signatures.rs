@@ -274,11 +274,22 @@ mod tests {
         file.append(&record(2)[..100]).unwrap();
         let mut file = GrowingFile::open(&path).unwrap();
         file.append(&record(3)).unwrap();
-        let ids = SignatureFile::open_path(&path).unwrap().unwrap().ids().unwrap();
+        let ids = SignatureFile::open_path(&path)
+            .unwrap()
+            .unwrap()
+            .ids()
+            .unwrap();
         assert_eq!(ids, [SampleId(1), SampleId(3)]);
         fs::write(&path, b"of another version").unwrap();
-        GrowingFile::open(&path).unwrap().append(&record(4)).unwrap();
-        let ids = SignatureFile::open_path(&path).unwrap().unwrap().ids().unwrap();
+        GrowingFile::open(&path)
+            .unwrap()
+            .append(&record(4))
+            .unwrap();
+        let ids = SignatureFile::open_path(&path)
+            .unwrap()
+            .unwrap()
+            .ids()
+            .unwrap();
         assert_eq!(ids, [SampleId(4)]);
     }
 

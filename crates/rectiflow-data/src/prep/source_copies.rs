@@ -120,7 +120,9 @@ fn sign_all(
     for samples in source.samples().chunks(CHUNK) {
         let read: Vec<Read> = source.on_threads(|| {
             let samples = samples.par_iter();
-            samples.map(|sample| Read::new(source, sample, &known, settings)).collect()
+            samples
+                .map(|sample| Read::new(source, sample, &known, settings))
+                .collect()
         });
         let mut new = Vec::new();
         for read in &read {
@@ -211,7 +213,10 @@ fn ranked(source: &Source, facts: Vec<Option<Fact>>, scores: &Scores) -> Vec<Pic
 fn picture(source: &Source, sample: &Sample, fact: &Fact, scores: &Scores) -> Option<Picture> {
     let id = SampleId(fact.id);
     let texts = source.text_of(sample, id);
-    if source.removed_by(&texts, fact.width_px, fact.height_px).is_some() {
+    if source
+        .removed_by(&texts, fact.width_px, fact.height_px)
+        .is_some()
+    {
         return None;
     }
     Some(Picture {
