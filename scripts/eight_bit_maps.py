@@ -3,10 +3,11 @@
 
     python3 scripts/eight_bit_maps.py
 
-Each way stores both moments after each update and reads them before the next one. Printed beside exact
-moments: how far ten updates move small gradients beside one of 1 in 64 (in learning rates; exactly 10
-is right), the error of the updates for gradients of several spreads of size, and the size of the
-updates of gradients that have become 30 times smaller 2,000 updates ago. docs/log.md has the results.
+Each way stores both moments after each update and reads them before the next one. Printed beside
+exact moments: how far ten updates move small gradients beside one of 1 in 64 (in learning rates;
+exactly 10 is right), the error of the updates for gradients of several spreads of size, and the
+size of the updates of gradients that have become 30 times smaller 2,000 updates ago. docs/log.md
+has the results.
 """
 
 import numpy
@@ -53,8 +54,10 @@ def by_root(squares, block, at_random):
 def as_floats(numbers, signed):
     """8-bit floats of 3 bits of mantissa below a power of two for 64 numbers, rounded at random."""
     rows = numbers.reshape(-1, 64)
-    scale = 2.0 ** numpy.floor(numpy.log2(numpy.maximum(numpy.abs(rows).max(1, keepdims=True), 1e-38)))
-    bits = (numpy.abs(rows) / scale).astype(numpy.float32).view(numpy.int32).astype(numpy.int64)
+    largest = numpy.maximum(numpy.abs(rows).max(1, keepdims=True), 1e-38)
+    scale = 2.0 ** numpy.floor(numpy.log2(largest))
+    ratios = (numpy.abs(rows) / scale).astype(numpy.float32)
+    bits = ratios.view(numpy.int32).astype(numpy.int64)
     top = 128 << 3  # 2, which rounding may reach
     code = numpy.minimum((bits + RANDOM.integers(0, 1 << 20, rows.shape)) >> 20, top)
     lowest = top - (126 if signed else 254)
@@ -77,19 +80,27 @@ def exact(numbers):
     return numbers
 
 
+def nearest(block):
+    """The first moment as bitsandbytes stores it."""
+    return lambda mean: by_map(mean, SIGNED, block)
+
+
 WAYS = {
-    "bitsandbytes, blocks of 256": (lambda m: by_map(m, SIGNED, 256), lambda v: by_map(v, UNSIGNED, 256)),
-    "the same, blocks of 64": (lambda m: by_map(m, SIGNED, 64), lambda v: by_map(v, UNSIGNED, 64)),
-    "the same, 64, with a floor": (
-        lambda m: by_map(m, SIGNED, 64),
-        lambda v: by_map(v, UNSIGNED, 64, floor=True),
+    "bitsandbytes, blocks of 256": (nearest(256), lambda v: by_map(v, UNSIGNED, 256)),
+    "the same, blocks of 64": (nearest(64), lambda v: by_map(v, UNSIGNED, 64)),
+    "the same, 64, with a floor": (nearest(64), lambda v: by_map(v, UNSIGNED, 64, floor=True)),
+    "root, nearest, 64": (nearest(64), lambda v: by_root(v, 64, False)),
+    "root and mean at random, 64": (
+        lambda m: by_map(m, SIGNED, 64, True),
+        lambda v: by_root(v, 64, True),
     ),
-    "root, nearest, 64": (lambda m: by_map(m, SIGNED, 64), lambda v: by_root(v, 64, False)),
-    "root and mean at random, 64": (lambda m: by_map(m, SIGNED, 64, True), lambda v: by_root(v, 64, True)),
-    "root at random, 64 (taken)": (lambda m: by_map(m, SIGNED, 64), lambda v: by_root(v, 64, True)),
-    "root at random, 256": (lambda m: by_map(m, SIGNED, 256), lambda v: by_root(v, 256, True)),
-    "8-bit floats at random, 64": (lambda m: as_floats(m, True), lambda v: as_floats(v, False)),
-    "factored second moment": (lambda m: by_map(m, SIGNED, 64), factored),
+    "root at random, 64 (taken)": (nearest(64), lambda v: by_root(v, 64, True)),
+    "root at random, 256": (nearest(256), lambda v: by_root(v, 256, True)),
+    "8-bit floats at random, 64": (
+        lambda m: as_floats(m, True),
+        lambda v: as_floats(v, False),
+    ),
+    "factored second moment": (nearest(64), factored),
 }
 
 
@@ -137,7 +148,8 @@ def spread(deviation, small_from=None):
 def main():
     for name, way in WAYS.items():
         print(name)
-        spikes = [f"{ratio:g}: {beside_a_spike(way, ratio)}" for ratio in (1e-2, 1e-3, 1e-4, 1e-5)]
+        ratios = (1e-2, 1e-3, 1e-4, 1e-5)
+        spikes = [f"{ratio:g}: {beside_a_spike(way, ratio)}" for ratio in ratios]
         print("   moved beside 1:", ", ".join(spikes))
         errors = []
         for deviation in (0, 1.5, 3):

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Prints bitsandbytes' maps of 8 bits, and what its block-wise quantiser makes of numbers on the CPU.
+"""Prints bitsandbytes' maps of 8 bits, and what its block-wise quantiser makes of numbers on a CPU.
 
     python3 scripts/golden/eight_bit.py > crates/rectiflow-train/tests/golden/eight_bit.json
 
-Made with bitsandbytes 0.50.2 and torch 2.13.0. bitsandbytes imports without a GPU; where torch's CUDA
-libraries are missing, scripts/peers/environment.py shows how to do without them.
+Made with bitsandbytes 0.50.2 and torch 2.13.0. bitsandbytes imports without a GPU; where torch's
+CUDA libraries are missing, scripts/peers/environment.py shows how to do without them.
 """
 
 import json

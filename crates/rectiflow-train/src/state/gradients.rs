@@ -189,8 +189,8 @@ impl GradientSum {
         }
     }
 
-    /// Passes each gradient to `take` when it is complete, with its parameter's index, and adds none
-    /// to a sum, until [`Self::end_taking`].
+    /// Passes each gradient to `take` when it is complete, with its parameter's index, and adds
+    /// none to a sum, until [`Self::end_taking`].
     pub(crate) fn begin_taking(&self, take: impl FnMut(usize, Tensor) + Send + 'static) {
         *self.shared.taker.lock().expect(UNPOISONED) = Some(Taker(Box::new(take)));
     }

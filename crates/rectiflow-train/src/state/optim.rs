@@ -50,9 +50,9 @@ pub enum OptimizerName {
 pub struct OptimizerConfig {
     /// `adamw` or `stable_adamw` (arXiv 2304.13013).
     pub name: OptimizerName,
-    /// How both moments are stored. `fp32` takes 8 bytes a parameter. `8bit` takes 2.125: bitsandbytes'
-    /// block-wise quantisation, mended for small gradients beside large ones (docs/one-card.md); only
-    /// for `adamw`.
+    /// How both moments are stored. `fp32` takes 8 bytes a parameter. `8bit` takes 2.125:
+    /// bitsandbytes' block-wise quantisation, mended for small gradients beside large ones
+    /// (docs/one-card.md); only for `adamw`.
     pub state: MomentsKind,
     /// Decay of the mean of gradients, from 0 to below 1.
     pub beta1: f64,

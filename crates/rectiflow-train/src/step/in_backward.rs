@@ -69,8 +69,8 @@ impl Stepper<'_> {
         })
     }
 
-    /// Runs the backward pass at learning rate `lr`, and updates each tensor as soon as its gradient
-    /// is complete. The position moves on unless a gradient was not finite.
+    /// Runs the backward pass at learning rate `lr`, and updates each tensor as soon as its
+    /// gradient is complete. The position moves on unless a gradient was not finite.
     pub(crate) fn backward(
         &self,
         state: &mut TrainState,

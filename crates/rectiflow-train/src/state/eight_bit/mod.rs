@@ -12,10 +12,10 @@
 //!   On a CPU bitsandbytes looks codes up in 65,536 bins of equal width, so that all ratios below
 //!   1.5e-5 become one number: second moments that are 1,500 times too large.
 //! - **A root above 0 is never stored as 0**, so no update is divided by almost nothing.
-//! - **Roots are rounded at random, with the right mean**, by the update and the place of the number
-//!   (`map`). A root changes by at most 0.05% of itself where gradients become smaller, and the
-//!   map's steps are 0.7 to 36%: rounded to the nearest, it would not move before the scale does.
-//!   The first moment forgets a tenth in an update, and is rounded to the nearest.
+//! - **Roots are rounded at random, with the right mean**, by the update and the place of the
+//!   number (`map`). A root changes by at most 0.05% of itself where gradients become smaller, and
+//!   the map's steps are 0.7 to 36%: rounded to the nearest, it would not move before the scale
+//!   does. The first moment forgets a tenth in an update, and is rounded to the nearest.
 //! - **Blocks have 64 numbers**, not 256, and a scale has the sign of its number, so that this one
 //!   is exact with either sign.
 //! - **All tensors** are stored so, small ones too.

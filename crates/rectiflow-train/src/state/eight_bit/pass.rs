@@ -30,8 +30,8 @@ pub(crate) struct EightBit {
 }
 
 /// Why moments in 8 bits cannot be taken over.
-const OTHER_BLOCKS: &str = "its moments are in 8 bits, and blocks of 64 of them begin elsewhere in a \
-                            run that trains these parts: they would be rounded anew; train the \
+const OTHER_BLOCKS: &str = "its moments are in 8 bits, and blocks of 64 of them begin elsewhere in \
+                            a run that trains these parts: they would be rounded anew; train the \
                             parts that the checkpoint trained, or start from its weights alone, \
                             with moments of zero: its path as model.base, without --branch-from";
 
