@@ -14,7 +14,7 @@ use rectiflow_sdxl::{
 };
 use rectiflow_train::{
     counting::{Sizes, StepCount, count_step},
-    estimate::{Passes, RecomputedBlocks},
+    estimate::{Passes, RecomputedBlocks, UpdateMode},
     hardware::hardware,
     precision::Precision,
 };
@@ -131,6 +131,7 @@ fn estimated_bytes(config: &UNetConfig, sizes: &Sizes) -> u64 {
         width: 1,
         accumulates: false,
         fused: keeps_less(DEVICE),
+        update: UpdateMode::default(),
     };
     let estimate = passes.estimate(config, &sizes.recomputed);
     estimate.device_bytes(DEVICE)

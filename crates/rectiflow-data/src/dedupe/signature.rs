@@ -257,7 +257,7 @@ pub(crate) mod tests {
     fn lines_finer_than_the_cells_are_nearly_grey() {
         // 96 dark lines on 64 cells; unfiltered means would be 85 and 170.
         let lines = |_, y: f32| {
-            if (y * 192.0) as u32 % 2 == 0 {
+            if ((y * 192.0) as u32).is_multiple_of(2) {
                 [0; 3]
             } else {
                 [255; 3]

@@ -93,8 +93,9 @@ pub fn find_near_copies_in_source(
 fn lock(work: &Path) -> Result<File> {
     lock_alone(&work.join(LOCK_FILE))?.ok_or_else(|| Error::NotReady {
         what: work.display().to_string(),
-        reason: "another search for near-copies uses it: wait until it ends, or name another folder"
-            .to_owned(),
+        reason:
+            "another search for near-copies uses it: wait until it ends, or name another folder"
+                .to_owned(),
     })
 }
 

@@ -81,7 +81,7 @@ mod tests {
     use rectiflow_sdxl::{bundle::sdxl_configs, model::Component};
 
     use super::*;
-    use crate::plan::estimate::Passes;
+    use crate::plan::estimate::{Passes, UpdateMode};
 
     /// SDXL, four samples of 1024x1024 in bf16.
     fn sdxl(recomputed: RecomputedBlocks) -> (UNetConfig, Sizes) {
@@ -130,6 +130,7 @@ mod tests {
                 width: 1,
                 accumulates: false,
                 fused: false,
+                update: UpdateMode::default(),
             };
             let estimate = passes.estimate(&config, &recomputed);
             let estimated = estimate.device_bytes(rectiflow_sdxl::counting::DEVICE) as f64;

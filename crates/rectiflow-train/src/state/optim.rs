@@ -183,15 +183,9 @@ impl Optimizer {
         workers: &Workers,
         total: &dyn Fn(&[f64]) -> Result<Vec<f64>>,
     ) -> Result<()> {
-        if let Moments::Fp32 { mean, mean_square } = &self.moments
-            && mean.device() != Device::Cpu
+        if let Some(vectors) = self.vectors(masters, gradients)
+            && vectors.mean.device() != Device::Cpu
         {
-            let vectors = on_device::Vectors {
-                masters,
-                gradients,
-                mean,
-                mean_square,
-            };
             return self.update_on_device(&vectors, ranges, total);
         }
         if self.works_by_tensor() {
@@ -304,6 +298,23 @@ impl Optimizer {
     ) -> Vec<ChunkViews<'a>> {
         let places = self.chunks(masters, gradients, ranges).into_iter();
         places.map(ChunkPlace::open).collect()
+    }
+
+    /// The vectors of an update in few calls, which there is for moments in fp32 alone.
+    fn vectors<'a>(
+        &'a self,
+        masters: &'a Masters,
+        gradients: &'a GradientVector,
+    ) -> Option<on_device::Vectors<'a>> {
+        let Moments::Fp32 { mean, mean_square } = &self.moments else {
+            return None;
+        };
+        Some(on_device::Vectors {
+            masters,
+            gradients,
+            mean,
+            mean_square,
+        })
     }
 
     /// As [`Self::update`], in few calls.
@@ -725,19 +736,18 @@ mod tests {
                     update(&mut of_loops, &loops, &gradient, &ranges);
                     let gradients = GradientVector::new(gradient.split(CHUNK as i64, 0));
                     let alone = |own: &[f64]| Ok(own.to_vec());
+                    let vectors = of_few.vectors(&few, &gradients);
+                    let vectors = vectors.expect("moments are in fp32");
                     of_few
-                        .update_on_device(&few, &gradients, &ranges, &alone)
+                        .update_on_device(&vectors, &ranges, &alone)
                         .expect("there is memory");
                 }
                 let moved = (loops.to_tensor() - &start).norm();
                 let apart = (loops.to_tensor() - few.to_tensor()).norm() / moved;
                 // A step of 1e-5 of numbers near 1 is some hundred roundings of fp32.
                 assert!(apart.double_value(&[]) < 2e-3, "{name:?} {apart:?}");
-                let moments = [
-                    (&of_loops.mean, &of_few.mean),
-                    (&of_loops.mean_square, &of_few.mean_square),
-                ];
-                for (of_loops, of_few) in moments {
+                let moments = of_loops.tensors().into_iter().zip(of_few.tensors());
+                for ((_, of_loops), (_, of_few)) in moments {
                     let apart = (of_loops - of_few).norm() / of_loops.norm();
                     assert!(apart.double_value(&[]) < 1e-6, "{name:?} {apart:?}");
                 }

@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Result},
     ranks::exchange::Passes,
     state::{
-        TrainState, ema,
+        TrainState,
         gradient_vector::GradientVector,
         tensor_updates::{Done, TensorUpdates},
     },
@@ -61,11 +61,13 @@ impl Stepper<'_> {
             unreachable!("a recipe with train.update_in_backward has one micro-batch a step");
         };
         let quantiles = StepQuantiles::draw(self.seed, step);
-        let (loss, samples) = self.step_loss(step, batch, &quantiles)?;
+        let pass = self.step_loss(step, batch, &quantiles)?;
+        let loss = pass.loss.shallow_clone();
+        let read = pass.read();
         Ok(Forward {
-            value: loss.double_value(&[]),
+            value: read.loss,
             loss,
-            samples,
+            samples: read.samples,
         })
     }
 
@@ -97,21 +99,18 @@ impl Stepper<'_> {
         };
         if updated.broken.is_none() {
             state.tensor_norms = done.norms;
-            self.move_on(state, step);
+            self.move_on(state, step)?;
         }
         Ok(updated)
     }
 
     /// Moves the position and the average on by an update.
-    fn move_on(&self, state: &mut TrainState, step: &Step) {
+    fn move_on(&self, state: &mut TrainState, step: &Step) -> Result<()> {
         let position = &mut state.position;
         position.update += 1;
         position.samples += step.num_samples;
         position.cursor = step.step + 1;
-        let keep = self.ema.keep(step.num_samples, state.position.samples);
-        if let (Some(average), Some(keep)) = (&state.average, keep) {
-            ema::lerp_towards(average, &state.parameters.masters, keep, &self.workers);
-        }
+        self.move_average(state, step)
     }
 }
 

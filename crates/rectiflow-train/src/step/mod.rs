@@ -249,15 +249,22 @@ impl<'a> Stepper<'a> {
             .optimizer
             .update(masters, &gradients, &ranges, &self.workers, &total)?;
         exchange.publish(&state.parameters)?;
-        let keep = self.ema.keep(step.num_samples, state.position.samples);
-        if let (Some(average), Some(keep)) = (&state.average, keep) {
-            if self.device == Device::Cpu {
-                ema::lerp_towards(average, masters, keep, &self.workers);
-            } else {
-                on_device::lerp_towards(average, masters, keep)?;
-            }
-        }
+        self.move_average(state, step)?;
         Ok(gradients)
+    }
+
+    /// Moves the average of the weights on by a step, if the recipe has one.
+    fn move_average(&self, state: &TrainState, step: &Step) -> Result<()> {
+        let keep = self.ema.keep(step.num_samples, state.position.samples);
+        let (Some(average), Some(keep)) = (&state.average, keep) else {
+            return Ok(());
+        };
+        let masters = &state.parameters.masters;
+        if self.device != Device::Cpu {
+            return on_device::lerp_towards(average, masters, keep);
+        }
+        ema::lerp_towards(average, masters, keep, &self.workers);
+        Ok(())
     }
 
     /// Returns the (weighted) mean squared error of each sample, `[n]` fp32; 0 for samples of
