@@ -177,8 +177,13 @@ fn a_run_is_served_and_followed_and_nothing_but_it() {
         assert!((400..500).contains(&status), "{path}: {status}");
         assert!(!body.starts_with(b"\x89PNG"), "{path}");
     }
+}
 
-    // Reading alone, and by this machine alone.
+#[test]
+fn the_server_is_for_reading_and_for_this_machine_alone() {
+    let root = tempfile::tempdir().expect("a temporary folder");
+    write_run(root.path());
+    let server = Server::start(&[root.path().to_str().expect("UTF-8")]);
     for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
         let (head, _) = server.ask(&format!("{method} /api/runs/0"), "Host: localhost\r\n");
         assert_eq!(status(&head), 405, "{method}");

@@ -8,8 +8,9 @@
 //! cargo run --release --example made_up_run -- FOLDER --resume STEP
 //! ```
 //!
-//! The first form writes a run with one spike of the loss, a skip, clips, a rewind and a resume. The
-//! others append to it: steps one by one, a rewind of the guard, a process that begins after STEP.
+//! The first form writes a run with one spike of the loss, a skip, clips, a rewind and a resume.
+//! The others append to it: steps one by one, a rewind of the guard, a process that begins after
+//! STEP.
 #![allow(clippy::print_stdout, reason = "a program, not a library")]
 
 use std::{

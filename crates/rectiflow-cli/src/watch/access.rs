@@ -96,7 +96,8 @@ impl Access {
                 token.cookie, token.text
             )),
             Self::Token(_) => Verdict::Denied(
-                "the token is missing or wrong: open the address that `rectiflow watch` has printed",
+                "the token is missing or wrong: open the address that `rectiflow watch` \
+                 has printed",
             ),
         }
     }

@@ -1,8 +1,8 @@
 //! A run in memory: what its events say, as curves, acts and previews.
 //!
-//! After a resume the steps since the checkpoint come again: theirs are the values that count. After
-//! a rewind of the guard the step numbers go on, but the samples come again: the moments in between
-//! stay, since they happened, and are marked as undone.
+//! After a resume the steps since the checkpoint come again: theirs are the values that count.
+//! After a rewind of the guard the step numbers go on, but the samples come again: the moments in
+//! between stay, since they happened, and are marked as undone.
 
 use std::{borrow::Cow, collections::BTreeMap};
 

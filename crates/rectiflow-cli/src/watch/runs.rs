@@ -268,10 +268,8 @@ impl Run {
             let found = read.follower.look()?;
             if found.is_anew {
                 let generation = read.log.generation + 1;
-                read.log = RunLog {
-                    generation,
-                    ..RunLog::default()
-                };
+                read.log = RunLog::default();
+                read.log.generation = generation;
             }
             for event in found.events {
                 read.log.take(event);

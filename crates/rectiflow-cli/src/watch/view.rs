@@ -1,8 +1,8 @@
 //! What a page is sent of a run: its curves in as many points as a screen can show, acts, previews.
 //!
-//! A curve with more points than that is divided into bins of equally many. Of each bin the smallest
-//! and the largest value are sent with their steps, so that no spike is lost, and the mean. Values
-//! that are not finite are listed by themselves.
+//! A curve with more points than that is divided into bins of equally many. Of each bin the
+//! smallest and the largest value are sent with their steps, so that no spike is lost, and the
+//! mean. Values that are not finite are listed by themselves.
 
 use std::collections::BTreeMap;
 
@@ -56,6 +56,7 @@ pub(crate) struct Frame {
     pub(crate) bins: usize,
 }
 
+#[cfg(test)]
 impl Frame {
     /// The whole run.
     pub(crate) fn whole(axis: Axis, bins: usize) -> Self {

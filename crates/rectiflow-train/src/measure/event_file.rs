@@ -3,7 +3,8 @@
 //!
 //! A record is its length (u64, little-endian), the masked CRC-32C of these eight bytes, the data
 //! and the masked CRC-32C of the data. Numbers of fields are those of TensorFlow's `event.proto`,
-//! `summary.proto` and `tensor.proto`, read back by the `tensorboard` package in `make peers-watch`.
+//! `summary.proto` and `tensor.proto`, read back by the `tensorboard` package in `make
+//! peers-watch`.
 
 /// A value of a summary.
 #[derive(Debug, Clone, PartialEq)]

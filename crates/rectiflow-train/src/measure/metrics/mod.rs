@@ -3,9 +3,9 @@
 //! `metrics-rank-00001.jsonl` and so on.
 //!
 //! This folder defines the names of all metrics: here those of the file, in `curves` those that
-//! viewers show. The terminal, the report, the live page and other viewers read these events, while
-//! they are written by `tail`. A number that is not finite is written as a string ("NaN", "inf", "-inf"), since
-//! JSON has none. After a resume a step may appear twice: the later line is valid.
+//! viewers show. The terminal, the report and the live page read these events, through `tail` while
+//! they are written. A number that is not finite is written as a string ("NaN", "inf", "-inf"),
+//! since JSON has none. After a resume a step may appear twice: the later line is valid.
 
 pub mod curves;
 pub mod tail;
