@@ -18,7 +18,7 @@ CAPTION = .venv-caption
 LOADERS_DISK = .venv-loaders-disk
 PYTHON313 ?= python3.13
 
-.PHONY: help build cuda-check test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm slurm-prep two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments captions-use guard-runs clean-demo peers-caption peers-score
+.PHONY: help build cuda-check test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm slurm-prep two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments captions-use guard-runs clean-demo peers-caption peers-score peers-watch
 
 help:
 	@echo 'make build          build the binary, target/release/rectiflow'
@@ -41,6 +41,7 @@ help:
 	@echo 'make peers-prep     compare the preparation of pictures with datago and Pillow (installs $(PREP), 0.1 GB)'
 	@echo 'make peers-caption  caption pictures with a real server, transformers serve (installs $(CAPTION), 1.3 GB)'
 	@echo "make peers-score    compare tagging and scoring with Python's onnxruntime (installs $(SCORE), 0.3 GB)"
+	@echo 'make peers-watch    read the TensorBoard files of a run with the tensorboard package (installs $(WATCH), 0.1 GB)'
 	@echo 'make peers-sources  list sources that webdataset, tar, hfutils, webshart, datasets and MosaicML write'
 	@echo 'make restarts       test restarts under torchrun (installs $(PEERS), 1.6 GB)'
 	@echo 'make slurm          test launch/slurm.sbatch under Slurm; skipped without root, slurm-wlm and munge'
@@ -195,6 +196,13 @@ peers-score: build
 	$(ONNX); PYTHONPATH=scripts/peers $(SCORE)/bin/python scripts/peers/score/compare.py target/peers-score \
 	--program target/release/examples/bench_score --command target/release/rectiflow \
 	--out benches/runs/$$(date +%F)-score --page docs/tags-and-scores.md
+# What other programs read of a run.
+WATCH = .venv-watch
+peers-watch: build
+	$(PYTHON) scripts/peers/environment.py $(WATCH) scripts/peers/requirements-watch.txt
+	@$(TORCH); cargo build --release -p rectiflow-train --example made_up_run
+	$(WATCH)/bin/python scripts/peers/watch.py target/peers-watch target/release/rectiflow target/release/examples/made_up_run
+
 # Sources of pictures as the real tools write them: one environment for MosaicML's, one for the others.
 SOURCES = .venv-sources
 peers-sources:

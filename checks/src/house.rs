@@ -108,6 +108,7 @@ pub const FLOORS: [(&str, &[&str]); 5] = [
             "tokens",
             "forward",
             "report",
+            "watch",
             "terminal",
         ],
     ),

@@ -10,6 +10,7 @@ pub(crate) mod changes;
 pub(crate) mod overrides;
 #[cfg(test)]
 mod page;
+pub mod report;
 pub mod sections;
 pub(crate) mod unknown_keys;
 
@@ -37,6 +38,7 @@ use crate::{
     ranks::launch::{RanksConfig, Sharding},
     recipe::{
         overrides::{NO_FILE, read_table},
+        report::ReportConfig,
         sections::{
             CheckpointConfig, DataConfig, MemoryConfig, ModelConfig, PreviewConfig, RunConfig,
             TestConfig, TrainConfig,
@@ -91,6 +93,9 @@ pub struct Recipe {
     /// Preview pictures sampled during training.
     #[serde(default)]
     pub preview: PreviewConfig,
+    /// Other programs' files that rank 0 writes while a run goes on, and alerts.
+    #[serde(default)]
+    pub report: ReportConfig,
     /// How `rectiflow prep --recipe` prepares images; training ignores it.
     #[serde(default)]
     pub prep: PrepSettings,
@@ -247,6 +252,7 @@ impl Recipe {
         problems.extend(self.memory.problems());
         problems.extend(self.ranks.problems());
         problems.extend(self.preview.problems());
+        problems.extend(self.report.problems());
         problems.extend(self.test.problems());
         problems.extend(self.checkpoint.problems());
         problems.extend(self.price_problems());

@@ -3,6 +3,7 @@
 //! All ranks execute the same operations in the same order. Rank 0 does what only one process may
 //! do.
 
+mod alerts;
 pub mod blackbox;
 pub mod eval;
 mod in_backward;
@@ -17,6 +18,7 @@ pub(crate) mod setup;
 mod step_record;
 pub(crate) mod stop_file;
 mod verdict;
+mod watchers;
 
 use std::{
     path::Path,
@@ -62,6 +64,7 @@ use crate::{
             open_sources,
         },
         step_record::{Seen, StepSecs},
+        watchers::Watchers,
     },
     state::{Position, TrainState},
     step::{Stepper, step_flops::Configs},
@@ -146,6 +149,7 @@ fn train_together(
         Ok(reason) => run.leave(reason),
         Err(error) => {
             run.keep_what_is_written(&error);
+            run.tell_watchers_of(&error);
             Err(error)
         }
     }
@@ -209,6 +213,7 @@ struct Run<'a> {
     measurer: Measurer<'a>,
     saver: Saver<'a>,
     writer: Writer,
+    watchers: Watchers,
     times: MicroBatchTimes,
     /// Whether writing the last event failed.
     mute: bool,
@@ -247,6 +252,7 @@ impl<'a> Run<'a> {
             measurer: Measurer::new(parts)?,
             saver: Saver::new(parts, parts.template(&loader, &state)?),
             writer: Writer::open(&recipe.run.dir, comm.rank().rank)?,
+            watchers: Watchers::start(checked, comm.rank().rank),
             guard: GuardState::default(),
             ring: Ring::new(distances, &recipe.run.dir),
             recorder: Recorder::new(&recipe.run.dir),
@@ -559,6 +565,7 @@ impl<'a> Run<'a> {
             );
         }
         self.mute = written.is_err();
+        self.watchers.offer(&event);
         (self.observe)(&event);
     }
 

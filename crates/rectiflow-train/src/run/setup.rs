@@ -352,6 +352,7 @@ impl Parts<'_> {
             peak_flops: self.checked.peak_flops(),
             ranks,
             idle_share: loader.order().idle_share(ranks),
+            total_samples: self.checked.recipe.train.samples,
         }
     }
 }
