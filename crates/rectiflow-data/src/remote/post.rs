@@ -18,12 +18,12 @@ pub fn post_json(address: &str, body: String, deadline: Duration) -> Result<(), 
 
 async fn send(address: &str, body: String, deadline: Duration) -> Result<(), String> {
     let client = reqwest::Client::builder().timeout(deadline).build();
-    let client = client.map_err(|error| words(error))?;
+    let client = client.map_err(words)?;
     let request = client
         .post(address)
         .header("content-type", "application/json")
         .body(body);
-    let answer = request.send().await.map_err(|error| words(error))?;
+    let answer = request.send().await.map_err(words)?;
     let status = answer.status();
     if status.is_success() {
         return Ok(());
