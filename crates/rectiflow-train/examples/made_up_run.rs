@@ -24,8 +24,8 @@ use std::{
 use rectiflow_data::{contact_sheet::ContactSheet, picture::Picture};
 use rectiflow_train::{
     metrics::{
-        self, Event, GuardEvent, Lossless, RankMetrics, SigmaBin, Start, StepMetrics, TableLoss,
-        TestMetrics, VitalsMetrics, Writer,
+        Event, GuardEvent, Lossless, RankMetrics, SigmaBin, Start, StepMetrics, TableLoss,
+        TestMetrics, VitalsMetrics, Writer, tail,
     },
     straggler::Slowest,
 };
@@ -93,7 +93,7 @@ impl MadeUp {
     /// Goes on where the folder's run ends.
     fn again(folder: &str) -> Self {
         let mut run = Self::new(folder, 0, 1);
-        for event in metrics::read(&run.folder).expect("a run") {
+        for event in tail::read(&run.folder).expect("a run") {
             match event {
                 Event::Start(start) => run.total = start.total_samples,
                 Event::Step(step) => {

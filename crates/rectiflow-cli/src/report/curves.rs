@@ -3,7 +3,7 @@
 use std::{fmt::Write, path::Path};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use rectiflow_train::metrics::{self, Event};
+use rectiflow_train::metrics::{Event, tail};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -22,7 +22,7 @@ const BINS: usize = 1000;
 /// # Errors
 /// The run has no `metrics.jsonl`.
 pub(crate) fn read(run_dir: &Path) -> rectiflow_train::Result<RunLog> {
-    Ok(log_of(metrics::read(run_dir)?))
+    Ok(log_of(tail::read(run_dir)?))
 }
 
 fn log_of(events: Vec<Event>) -> RunLog {

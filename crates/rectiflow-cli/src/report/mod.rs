@@ -19,7 +19,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use rectiflow_sdxl::durable::write_bytes;
 use rectiflow_train::{
     findings::{Finding, Table},
-    metrics,
+    metrics::tail,
     tensorboard::{self, TensorBoard, Texts},
 };
 use serde_json::json;
@@ -94,7 +94,7 @@ fn to_tensorboard(run_dir: &Path, recipe: Option<String>) -> anyhow::Result<Answ
     }
     let texts = Texts::of(recipe.unwrap_or_default());
     let mut board = TensorBoard::past(run_dir, texts);
-    let events = metrics::read(run_dir)?;
+    let events = tail::read(run_dir)?;
     for event in &events {
         board.write(event)?;
     }

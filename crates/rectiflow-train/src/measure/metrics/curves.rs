@@ -315,6 +315,6 @@ mod tests {
                 num_found += 1;
             }
         }
-        assert_eq!(num_found, 8 + 6 + 4);
+        assert_eq!(num_found, 9 + 6 + 4);
     }
 }

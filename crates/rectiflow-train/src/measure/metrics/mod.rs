@@ -3,9 +3,9 @@
 //! `metrics-rank-00001.jsonl` and so on.
 //!
 //! This folder defines the names of all metrics: here those of the file, in `curves` those that
-//! viewers show. The terminal, the report and the live page read these events, through `tail` while
-//! they are written. A number that is not finite is written as a string ("NaN", "inf", "-inf"),
-//! since JSON has none. After a resume a step may appear twice: the later line is valid.
+//! viewers show; `tail` reads the file. The terminal, the report and the live page show these
+//! events. A number that is not finite is written as a string ("NaN", "inf", "-inf"), since JSON
+//! has none. After a resume a step may appear twice: the later line is valid.
 
 pub mod curves;
 pub mod tail;
@@ -17,7 +17,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rectiflow_data::text_file;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
@@ -350,31 +349,6 @@ fn ends_in_line(mut file: File) -> bool {
     file.seek(SeekFrom::End(-1)).is_err() || (file.read_exact(&mut last).is_ok() && last == *b"\n")
 }
 
-/// Returns all events of a run, in the order of writing. Lines that are not events, as after a
-/// crash, are skipped.
-///
-/// # Errors
-/// [`Error::Data`] if the run has no `metrics.jsonl` that is a regular file; [`Error::Io`].
-pub fn read(run_dir: &Path) -> Result<Vec<Event>> {
-    let path = run_dir.join(FILE);
-    let mut file = text_file::open(&path)?;
-    let mut lines = tail::Lines::default();
-    let mut events = Vec::new();
-    let mut part = vec![0; PART_BYTES];
-    loop {
-        let num_read = file.read(&mut part).map_err(Error::io(&path))?;
-        if num_read == 0 {
-            break;
-        }
-        lines.take(&part[..num_read], &mut events);
-    }
-    lines.end(&mut events);
-    Ok(events)
-}
-
-/// Bytes that are read at once.
-const PART_BYTES: usize = 1 << 18;
-
 /// The event file of rank 0.
 pub const FILE: &str = "metrics.jsonl";
 
@@ -420,7 +394,7 @@ pub(crate) mod lossless {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{tail::read, *};
 
     fn step(step: u64, loss: f64) -> Event {
         let metrics = StepMetrics {

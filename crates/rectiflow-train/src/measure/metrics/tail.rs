@@ -1,4 +1,4 @@
-//! The events of a run while it writes them: what has been appended since the last look.
+//! The events of a run: all of them, or what has been appended since the last look.
 //!
 //! A viewer remembers how many bytes it has read. A line without its end is kept until the rest is
 //! there; a line that is no event is passed over, as after a crash. A file that has become shorter,
@@ -15,7 +15,7 @@ use rectiflow_data::text_file;
 
 use crate::{
     error::{Error, Result},
-    measure::metrics::{Event, file_name},
+    measure::metrics::{Event, FILE, file_name},
 };
 
 /// The longest line that can be an event, 16 MiB: the vital signs of a model have some hundred
@@ -84,6 +84,31 @@ impl Lines {
         }
     }
 }
+
+/// Returns all events of a run, in the order of writing. Lines that are not events, as after a
+/// crash, are skipped.
+///
+/// # Errors
+/// [`Error::Data`] if the run has no `metrics.jsonl` that is a regular file; [`Error::Io`].
+pub fn read(run_dir: &Path) -> Result<Vec<Event>> {
+    let path = run_dir.join(FILE);
+    let mut file = text_file::open(&path)?;
+    let mut lines = Lines::default();
+    let mut events = Vec::new();
+    let mut part = vec![0; PART_BYTES];
+    loop {
+        let num_read = file.read(&mut part).map_err(Error::io(&path))?;
+        if num_read == 0 {
+            break;
+        }
+        lines.take(&part[..num_read], &mut events);
+    }
+    lines.end(&mut events);
+    Ok(events)
+}
+
+/// Bytes that are read at once.
+const PART_BYTES: usize = 1 << 18;
 
 /// The event file of a rank that may still be written.
 #[derive(Debug)]
