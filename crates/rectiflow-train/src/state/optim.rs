@@ -577,6 +577,8 @@ fn stable_rates(ranges: &[UpdateRange], excess: &[f64]) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use tch::Device;
 
     use super::*;
@@ -904,8 +906,9 @@ mod tests {
             (masters.to_tensor(), bits(&optimizer.tensors()))
         };
         let before = tch::get_num_threads();
-        let alone = run(1, Masters::whole(numbers(0.7)), &[0..size]);
-        let together = run(3, Masters::halves(&numbers(0.7)), &[0..size]);
+        let all = 0..size;
+        let alone = run(1, Masters::whole(numbers(0.7)), from_ref(&all));
+        let together = run(3, Masters::halves(&numbers(0.7)), from_ref(&all));
         let apart = run(2, Masters::whole(numbers(0.7)), &[640..size, 0..640]);
         tch::set_num_threads(before);
         assert!(!alone.0.equal(&numbers(0.7)));
