@@ -776,8 +776,10 @@ mod tests {
             (masters.to_tensor(), bits(&optimizer.tensors()))
         };
         let before = tch::get_num_threads();
-        let alone = run(1, Masters::whole(numbers(0.7)), &[0..size]);
-        let together = run(3, Masters::halves(&numbers(0.7)), &[0..size]);
+        let whole = 0..size;
+        let whole = std::slice::from_ref(&whole);
+        let alone = run(1, Masters::whole(numbers(0.7)), whole);
+        let together = run(3, Masters::halves(&numbers(0.7)), whole);
         let apart = run(2, Masters::whole(numbers(0.7)), &[640..size, 0..640]);
         tch::set_num_threads(before);
         assert!(!alone.0.equal(&numbers(0.7)));
