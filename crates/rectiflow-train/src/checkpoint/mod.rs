@@ -9,9 +9,9 @@
 //!   optimizer.safetensors  "mean", "mean_square" [n] fp32, in the order of `layout` (state.json).
 //!                          With `moments` "8bit": "mean", "root_mean_square" [n] uint8, and for
 //!                          each the scales of its blocks, "mean_scales",
-//!                          "root_mean_square_scales" [b] fp32. A number is its scale times the number of its code in the map
-//!                          (`state/eight_bit/map`). Blocks begin at every 64th element of a bucket
-//!                          and at each tensor.
+//!                          "root_mean_square_scales" [b] fp32. A number is its scale times the
+//!                          number of its code in the map (`state/eight_bit/map`). Blocks begin at
+//!                          every 64th element of a bucket and at each tensor.
 //!                          If R ranks share them, optimizer-00001-of-0000R.safetensors and so on:
 //!                          that rank's piece of each bucket in `buckets` (lengths, in order), one
 //!                          after the other. The pieces of a bucket of l elements have ceil(l / R)
