@@ -324,36 +324,28 @@ impl GuardState {
     /// Judges a step by the measurements of the steps before it, and adds its own to the running
     /// means if it will be applied.
     pub fn judge(&mut self, config: &GuardConfig, seen: Observation) -> Verdict {
-        let reason = self.loss_spike(config, seen.loss);
-        let reason = reason.or_else(|| self.norm_spike(config, seen.gradient_norm));
-        if let Some(reason) = reason {
-            return self.skip(config, reason);
-        }
-        let clip = self.clip(config, seen.gradient_norm);
-        let norm = clip.as_ref().map_or(seen.gradient_norm, |(norm, _)| *norm);
-        self.normal.learn(seen.loss, Some(norm));
-        self.judge_course(config, clip)
+        self.judge_known(config, seen.loss, Some(seen.gradient_norm))
     }
 
     /// Judges a step by its loss alone, before its backward pass.
     pub fn judge_loss(&mut self, config: &GuardConfig, loss: f64) -> Verdict {
-        if let Some(reason) = self.loss_spike(config, loss) {
-            return self.skip(config, reason);
-        }
-        self.normal.learn(loss, None);
-        self.judge_course(config, None)
+        self.judge_known(config, loss, None)
     }
 
-    /// Judges a step that was judged by its loss and whose gradient is not finite, after a part of
-    /// it has been applied: the state is lost, and the run goes back to the newest snapshot, further
-    /// if that happens again before the cooldown is over.
+    /// Judges a step whose gradient is not finite, after its loss was judged and a part of it was
+    /// applied: the state is lost. Goes back to the newest snapshot, then further.
     pub fn judge_half_updated(&mut self, config: &GuardConfig, reason: String) -> Verdict {
         self.acts.skips += 1;
         self.rewind(config, 0, 0, reason)
     }
 
-    /// Judges the course of the loss after a step's own measurements are in the running means.
-    fn judge_course(&mut self, config: &GuardConfig, clip: Option<(f64, String)>) -> Verdict {
+    fn judge_known(&mut self, config: &GuardConfig, loss: f64, norm: Option<f64>) -> Verdict {
+        if let Some(reason) = self.spike(config, loss, norm) {
+            return self.skip(config, reason);
+        }
+        let clip = norm.and_then(|norm| self.clip(config, norm));
+        let norm = clip.as_ref().map_or(norm, |(norm, _)| Some(*norm));
+        self.normal.learn(loss, norm);
         if let Some(reason) = self.drift(config) {
             // The short mean lags behind the beginning of a drift by the updates that it covers.
             let beginning = self.normal.above + SHORT_UPDATES;
@@ -371,14 +363,12 @@ impl GuardState {
         self.normal.drifting > 0 || self.acts.skips_in_a_row > 0
     }
 
-    fn loss_spike(&self, config: &GuardConfig, loss: f64) -> Option<String> {
-        self.normal.loss_scatter.spike(config, "loss", loss)
-    }
-
-    fn norm_spike(&self, config: &GuardConfig, norm: f64) -> Option<String> {
-        if config.skip_by == SkipBy::Loss && norm.is_finite() {
-            return None;
+    fn spike(&self, config: &GuardConfig, loss: f64, norm: Option<f64>) -> Option<String> {
+        if let reason @ Some(_) = self.normal.loss_scatter.spike(config, "loss", loss) {
+            return reason;
         }
+        let counts = |norm: &f64| config.skip_by == SkipBy::LossAndNorm || !norm.is_finite();
+        let norm = norm.filter(counts)?;
         self.normal
             .norm_scatter
             .spike(config, "gradient norm", norm)

@@ -7,11 +7,11 @@
 //!   unet/config.json, unet/diffusion_pytorch_model.safetensors     fp32, diffusers' names
 //!   text_encoder/..., text_encoder_2/...                           only if they are trained
 //!   optimizer.safetensors  "mean", "mean_square" [n] fp32, in the order of `layout` (state.json).
-//!                          With `moments` "8bit": "mean", "root_mean_square" [n] uint8, and for each
-//!                          the scales of its blocks, "mean_scales", "root_mean_square_scales" [b]
-//!                          fp32. A number is its scale times the number of its code in the map
-//!                          (`state/eight_bit/map`). Blocks begin at every 64th element of a bucket
-//!                          and at each tensor.
+//!                          With `moments` "8bit": "mean", "root_mean_square" [n] uint8, and for
+//!                          each the scales of its blocks, "mean_scales",
+//!                          "root_mean_square_scales" [b] fp32. A number is its scale times the
+//!                          number of its code in the map (`state/eight_bit/map`). Blocks begin at
+//!                          every 64th element of a bucket and at each tensor.
 //!                          If R ranks share them, optimizer-00001-of-0000R.safetensors and so on:
 //!                          that rank's piece of each bucket in `buckets` (lengths, in order), one
 //!                          after the other. The pieces of a bucket of l elements have ceil(l / R)
@@ -31,9 +31,9 @@
 //! (`step-00000500.damaged`) and the previous one is used. Numbers that the sums protect and that
 //! cannot be are refused by name (`state_numbers`).
 //!
-//! Format 5 had moments in fp32 only. Format 4 held the guard's numbers as text. Format 3 had no buckets: the whole vector was a
-//! single one. Format 2 always had one optimiser file. Format 1 had neither sums nor `ema/`, nor
-//! what a branch and the guard need. All of them can still be read.
+//! Format 5 had moments in fp32 only. Format 4 held the guard's numbers as text. Format 3 had no
+//! buckets: the whole vector was a single one. Format 2 always had one optimiser file. Format 1 had
+//! neither sums nor `ema/`, nor what a branch and the guard need. All of them can still be read.
 
 pub(crate) mod adopt;
 pub mod bases;

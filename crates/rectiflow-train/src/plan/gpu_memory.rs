@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Moments in 8 bits take 2.125 bytes / ranks. With `train.update_in_backward` there is no sum of
-//! gradients, only those of one block. With `each`, the sum of gradients takes this rank's part and the buckets that are incomplete or
-//! not sent yet.
+//! gradients, only those of one block. With `each`, the sum of gradients takes this rank's part and
+//! the buckets that are incomplete or not sent yet.
 //!
 //! Activations are those of a run's own estimate (`estimate`), on a device without this project's
 //! fused kernels. Not included: losses of the allocator, workspaces of the libraries, activations

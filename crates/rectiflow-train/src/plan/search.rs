@@ -5,8 +5,8 @@
 //! and take longer, so that a limit on the hours belongs to the question; without one it is the
 //! recipe's own hours. If nothing fits, smaller ways to update are tried, which change what a run
 //! learns (`UpdateMode`): moments in 8 bits, then updates in the backward pass as well, where one
-//! micro-batch has all samples of a step. Set-ups whose prices differ by less than the model can tell apart are chosen
-//! between by the larger micro-batch, of which less is assumed.
+//! micro-batch has all samples of a step. Set-ups whose prices differ by less than the model can
+//! tell apart are chosen between by the larger micro-batch, of which less is assumed.
 
 use std::cmp::Ordering;
 

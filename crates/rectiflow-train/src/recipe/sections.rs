@@ -209,12 +209,13 @@ pub struct TrainConfig {
     /// is the article's.
     #[serde(default = "one_f64")]
     pub clip_norm: f64,
-    /// Whether each tensor is updated during the backward pass, as soon as its gradient is complete,
-    /// and the gradient freed: there is no sum of gradients, which takes 4 bytes a parameter. The
-    /// norm of the whole gradient is known only after the update. So `micro_batches` must be 1,
-    /// `guard.skip_by` must be `loss`, `guard.clip_z` and the vital signs must be off, and
-    /// `clip_ratio` takes the place of `clip_norm`. After a gradient that is not finite the run goes
-    /// back to the newest snapshot or checkpoint. docs/one-card.md has all of it.
+    /// Whether each tensor is updated during the backward pass, as soon as its gradient is
+    /// complete, and the gradient freed: there is no sum of gradients, which takes 4 bytes a
+    /// parameter. The norm of the whole gradient is known only after the update. So
+    /// `micro_batches` must be 1, `guard.skip_by` must be `loss`, `guard.clip_z` and the vital
+    /// signs must be off, and `clip_ratio` takes the place of `clip_norm`. After a gradient that is
+    /// not finite the run goes back to the newest snapshot or checkpoint. docs/one-card.md has all
+    /// of it.
     #[serde(default)]
     pub update_in_backward: bool,
     /// With `update_in_backward`: the largest norm of a tensor's gradient as a multiple of its

@@ -166,8 +166,6 @@ impl Run {
 
 #[cfg(test)]
 mod tests {
-    use std::slice::from_ref;
-
     use tch::Kind;
 
     use super::*;
@@ -243,10 +241,10 @@ mod tests {
             blocks.over(&range).into_iter().map(|run| run.own).collect()
         };
         assert_eq!(own(0..400), [0..10, 10..400]);
-        assert_eq!(own(11..12), from_ref(&(10..64)));
+        assert_eq!(own(11..12), std::slice::from_ref(&(10..64)));
         assert_eq!(own(9..64), [0..10, 10..64]);
-        assert_eq!(own(64..65), from_ref(&(64..128)));
-        assert_eq!(own(390..400), from_ref(&(384..400)));
+        assert_eq!(own(64..65), std::slice::from_ref(&(64..128)));
+        assert_eq!(own(390..400), std::slice::from_ref(&(384..400)));
         assert!(own(20..20).is_empty());
         let run = blocks.over(&(10..400)).remove(0);
         let parts = run.parts(128);
