@@ -20,26 +20,28 @@ struct Server {
 
 impl Server {
     fn start(arguments: &[&str]) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_rectiflow"))
+        let process = Command::new(env!("CARGO_BIN_EXE_rectiflow"))
             .args(["watch", "--port", "0"])
             .args(arguments)
             .stderr(Stdio::piped())
             .spawn()
             .expect("starts");
-        let lines = BufReader::new(process.stderr.take().expect("a pipe")).lines();
-        for line in lines.map_while(Result::ok) {
-            if let Some((_, url)) = line.split_once("watch at ") {
-                let url = url.split(' ').next().expect("an address").to_owned();
-                let port = url.rsplit(':').next().expect("a port");
-                let port = port.split('/').next().expect("a port").parse();
-                return Self {
-                    process,
-                    port: port.expect("a number"),
-                    url,
-                };
-            }
-        }
-        panic!("the server has ended")
+        let mut server = Self {
+            process,
+            port: 0,
+            url: String::new(),
+        };
+        let pipe = server.process.stderr.take().expect("a pipe");
+        let mut lines = BufReader::new(pipe).lines().map_while(Result::ok);
+        let line = lines.find(|line| line.contains("watch at "));
+        let line = line.expect("the server says where it is");
+        let (_, url) = line.split_once("watch at ").expect("it was found");
+        let url = url.split(' ').next().expect("an address");
+        let port = url.rsplit(':').next().expect("a port");
+        let port = port.split('/').next().expect("a port");
+        server.port = port.parse().expect("a number");
+        server.url = url.to_owned();
+        server
     }
 
     /// Head and body of the answer to a request line and further header lines.
