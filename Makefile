@@ -18,13 +18,16 @@ CAPTION = .venv-caption
 LOADERS_DISK = .venv-loaders-disk
 PYTHON313 ?= python3.13
 
-.PHONY: help build cuda-check test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm slurm-prep two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments captions-use guard-runs clean-demo peers-caption peers-score peers-watch
+.PHONY: help build cuda-check gpu gpu-dry-run count-calls test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm slurm-prep two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments captions-use guard-runs clean-demo peers-caption peers-score peers-watch
 
 help:
 	@echo 'make build          build the binary, target/release/rectiflow'
 	@echo 'make demo           convert a tiny SDXL to flow matching and measure it, on the CPU; see runs/demo/report.html'
 	@echo 'make test           run every check of CI, cheapest first'
 	@echo 'make cuda-check     build for GPUs into target/cuda and check the program; needs no GPU (5 GB, twenty minutes)'
+	@echo 'make gpu            make cuda-check, then fill target/gpu for a machine with a GPU; run scripts/gpu/run there'
+	@echo 'make gpu-dry-run    go through every stage of scripts/gpu/run on the CPU, with tiny models'
+	@echo 'make count-calls    count the calls of a step of SDXL on a GPU, and of diffusers; needs no GPU (installs $(PEERS))'
 	@echo 'make fuzz           read mutated files of every format for an hour (FUZZ_SECS, FUZZ_COUNT, FUZZ_SEED)'
 	@echo 'make pairs          compare picture and text of a million rows of each kind of source (PAIRS; 20 minutes, 5 GB)'
 	@echo 'make docs           regenerate the generated pages of docs/'
@@ -62,6 +65,18 @@ cuda-check: export RECTIFLOW_LIBTORCH = cuda
 cuda-check:
 	@$(TORCH); CARGO_TARGET_DIR=target/cuda cargo build --release --workspace --bins --examples --features nccl
 	$(PYTHON) scripts/cuda_check.py target/cuda/release/rectiflow
+
+# What a machine with a GPU needs, in one folder.
+gpu: cuda-check
+	$(PYTHON) scripts/gpu/pack.py target/cuda/release target/gpu
+
+gpu-dry-run: build
+	scripts/gpu/run --dry-run --out target/gpu-dry-run
+
+count-calls: build
+	$(PYTHON) scripts/peers/environment.py $(PEERS)
+	OMP_NUM_THREADS=1 TORCH_USE_RTLD_GLOBAL=1 $(PEERS)/bin/python scripts/peers/count_calls.py \
+	--rectiflow target/release/rectiflow --out benches/runs/$$(date +%F)-calls/calls.json
 
 demo: build
 	sh scripts/demo.sh

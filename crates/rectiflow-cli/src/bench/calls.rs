@@ -180,15 +180,15 @@ fn summary(found: &StepCount, estimated: u64, host_secs: Option<f64>, gpu_secs: 
     let peak = counted.peak_bytes;
     let error = 100.0 * (estimated as f64 / peak as f64 - 1.0);
     let mut text = format!(
-        "{} calls; peak of tensors {}, estimated {} ({error:+.1}%)\n",
+        "{} calls; peak of tensors {}, estimated {} ({error:+.1}%)",
         grouped(counted.total()),
         bytes(peak),
         bytes(estimated),
     );
     if let Some(host_secs) = host_secs {
         text += &format!(
-            "host time {:.1} ms a step, {:.1} microseconds a call, without starting kernels; {:.0}% \
-             of a modelled {:.0} ms (modelled, not measured on a GPU)\n",
+            "\nhost time {:.1} ms a step, {:.1} microseconds a call, without starting kernels; {:.0}% \
+             of a modelled {:.0} ms (modelled, not measured on a GPU)",
             1e3 * host_secs,
             1e6 * host_secs / counted.total() as f64,
             100.0 * host_secs / gpu_secs,

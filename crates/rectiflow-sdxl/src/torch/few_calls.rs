@@ -3,8 +3,9 @@
 //! A GPU waits for a processor that calls too slowly. libtorch composes a linear layer of four
 //! calls and its backward pass of nine, of which one and three start a kernel. `few_calls.cpp` has
 //! backward passes of its own for linear layers, attention without a mask and the gated GELU, from
-//! libtorch's kernels and without the calls between them. `rectiflow bench calls` counts; docs/gpu.md
-//! has the numbers. Convolutions run with channels last in memory, the layout of tensor cores.
+//! libtorch's kernels and without the calls between them. `rectiflow bench calls` counts;
+//! docs/gpu.md has the numbers. Convolutions run with channels last in memory, the layout of tensor
+//! cores.
 //!
 //! The results are those of libtorch's own layers. The tests compare them on a CPU.
 
