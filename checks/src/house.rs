@@ -32,6 +32,7 @@ pub const FLOORS: [(&str, &[&str]); 5] = [
             "remote",
             "reject",
             "durable",
+            "nameless_file",
             "text_file",
             "rng",
             "error",

@@ -48,6 +48,7 @@ pub mod error;
 mod filter;
 mod format;
 mod load;
+mod nameless_file;
 pub mod order;
 pub mod picture;
 mod posts;
