@@ -41,6 +41,7 @@ pub mod speed;
 pub(crate) mod split;
 mod summary;
 pub(crate) mod text_notes;
+pub(crate) mod timeline;
 pub(crate) mod workers;
 
 pub use events::{BucketCount, PartSummary, PrepEvent, PrepSummary, RgbBatch};
@@ -49,4 +50,5 @@ pub use part::Part;
 pub use places::{check_places, list_source_in};
 pub use preparation::prepare;
 pub use settings::PrepSettings;
+pub use timeline::{EncoderSecs, Stretch, Work};
 pub use workers::{Stage, gather_facts, join_parts, prepare_part};
