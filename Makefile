@@ -40,7 +40,7 @@ help:
 	@echo 'make peers-prep     compare the preparation of pictures with datago and Pillow (installs $(PREP), 0.1 GB)'
 	@echo 'make peers-caption  caption pictures with a real server, transformers serve (installs $(CAPTION), 1.3 GB)'
 	@echo "make peers-score    compare tagging and scoring with Python's onnxruntime (installs $(SCORE), 0.3 GB)"
-	@echo 'make peers-sources  list sources that webdataset, tar, hfutils, webshart, datasets and MosaicML write'
+	@echo 'make peers-sources  list sources that webdataset, tar, hfutils, webshart, datasets, MosaicML and kohya (KOHYA=FOLDER) write'
 	@echo 'make restarts       test restarts under torchrun (installs $(PEERS), 1.6 GB)'
 	@echo 'make slurm          test launch/slurm.sbatch under Slurm; skipped without root, slurm-wlm and munge'
 	@echo 'make slurm-prep     test launch/prep-slurm.sh in the same way'
@@ -194,14 +194,16 @@ peers-score: build
 	$(ONNX); PYTHONPATH=scripts/peers $(SCORE)/bin/python scripts/peers/score/compare.py target/peers-score \
 	--program target/release/examples/bench_score --command target/release/rectiflow \
 	--out benches/runs/$$(date +%F)-score --page docs/tags-and-scores.md
-# Sources of pictures as the real tools write them: one environment for MosaicML's, one for the others.
+# Sources of pictures as the real tools write them: one environment for MosaicML's, one for the others. kohya's scripts are
+# run from a checkout of sd-scripts in the folder KOHYA; without it only recorded files are read, by the tests.
 SOURCES = .venv-sources
 peers-sources:
 	$(PYTHON313) scripts/peers/environment.py $(SOURCES) scripts/peers/requirements-sources.txt
 	$(PYTHON) scripts/peers/environment.py $(LOADERS) scripts/peers/requirements-loaders.txt
 	cargo build --release -p rectiflow-data --example list_source
 	TORCH_USE_RTLD_GLOBAL=1 $(PYTHON) scripts/peers/sources.py target/peers-sources \
-	--program target/release/examples/list_source --python $(SOURCES)/bin/python --mosaic $(LOADERS)/bin/python
+	--program target/release/examples/list_source --python $(SOURCES)/bin/python --mosaic $(LOADERS)/bin/python \
+	$(if $(KOHYA),--kohya $(KOHYA))
 
 # The plot needs matplotlib, which the environment of the loaders has.
 mixing: build
