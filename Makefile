@@ -18,7 +18,7 @@ CAPTION = .venv-caption
 LOADERS_DISK = .venv-loaders-disk
 PYTHON313 ?= python3.13
 
-.PHONY: help build cuda-check test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm slurm-prep two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments guard-runs clean-demo peers-caption peers-score
+.PHONY: help build cuda-check test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm slurm-prep two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments captions-use guard-runs clean-demo peers-caption peers-score peers-watch
 
 help:
 	@echo 'make build          build the binary, target/release/rectiflow'
@@ -31,6 +31,7 @@ help:
 	@echo "make tiny-base      train the demo's base model (an hour) and pack it"
 	@echo "make study          run the demo's full comparison, on three seeds (half an hour)"
 	@echo 'make experiments    compare text encoders, objectives and captions, on the tiny model (quarter of an hour)'
+	@echo 'make captions-use   measure what richer captions are worth, on the tiny model'
 	@echo 'make guard-runs     measure the cost of a rewind: clean, guarded and unguarded tiny runs (minutes)'
 	@echo 'make test-processors  run the numeric tests with AVX2 only and with two threads (up to ten minutes each)'
 	@echo 'make peers          compare with diffusers (installs pinned versions into $(PEERS), 1.6 GB)'
@@ -40,6 +41,7 @@ help:
 	@echo 'make peers-prep     compare the preparation of pictures with datago and Pillow (installs $(PREP), 0.1 GB)'
 	@echo 'make peers-caption  caption pictures with a real server, transformers serve (installs $(CAPTION), 1.3 GB)'
 	@echo "make peers-score    compare tagging and scoring with Python's onnxruntime (installs $(SCORE), 0.3 GB)"
+	@echo 'make peers-watch    read the TensorBoard files of a run with the tensorboard package (installs $(WATCH), 0.1 GB)'
 	@echo 'make peers-sources  list sources that webdataset, tar, hfutils, webshart, datasets, MosaicML and kohya (KOHYA=FOLDER) write'
 	@echo 'make restarts       test restarts under torchrun (installs $(PEERS), 1.6 GB)'
 	@echo 'make slurm          test launch/slurm.sbatch under Slurm; skipped without root, slurm-wlm and munge'
@@ -168,10 +170,10 @@ peers-loaders: build
 	if command -v $(PYTHON313) >/dev/null; then \
 	$(PYTHON313) scripts/peers/environment.py $(LOADERS_DISK) scripts/peers/requirements-disk.txt && \
 	WITH="--python $(LOADERS_DISK)/bin/python"; fi && \
-	$(PYTHON) scripts/peers/loaders/compare_disk.py target/peers-loaders $$WITH \
+	PYTHONPATH=scripts/peers $(PYTHON) scripts/peers/loaders/compare_disk.py target/peers-loaders $$WITH \
 	--program target/release/examples/side_by_side --out benches/runs/$$(date +%F)-loaders --page docs/streaming.md
 	$(PYTHON) scripts/peers/environment.py $(LOADERS) scripts/peers/requirements-loaders.txt
-	$(PYTHON) scripts/peers/loaders/compare.py target/peers-loaders --python $(LOADERS)/bin/python \
+	PYTHONPATH=scripts/peers $(PYTHON) scripts/peers/loaders/compare.py target/peers-loaders --python $(LOADERS)/bin/python \
 	--program target/release/examples/side_by_side --out benches/runs/$$(date +%F)-loaders --page docs/streaming.md
 
 # Takes ten minutes on an otherwise idle machine. The first run draws 0.3 GB of pictures into target/peers-prep.
@@ -194,6 +196,13 @@ peers-score: build
 	$(ONNX); PYTHONPATH=scripts/peers $(SCORE)/bin/python scripts/peers/score/compare.py target/peers-score \
 	--program target/release/examples/bench_score --command target/release/rectiflow \
 	--out benches/runs/$$(date +%F)-score --page docs/tags-and-scores.md
+# What other programs read of a run.
+WATCH = .venv-watch
+peers-watch: build
+	$(PYTHON) scripts/peers/environment.py $(WATCH) scripts/peers/requirements-watch.txt
+	@$(TORCH); cargo build --release -p rectiflow-train --example made_up_run
+	$(WATCH)/bin/python scripts/peers/watch.py target/peers-watch target/release/rectiflow target/release/examples/made_up_run
+
 # Sources of pictures as the real tools write them: one environment for MosaicML's, one for the others. kohya's scripts are
 # run from a checkout of sd-scripts in the folder KOHYA; without it only recorded files are read, by the tests.
 SOURCES = .venv-sources
@@ -218,6 +227,10 @@ study: build
 
 experiments: build
 	sh scripts/experiments.sh
+
+# What richer captions are worth on the tiny model, five seeds. PYTHON needs NumPy, Pillow and matplotlib.
+captions-use: build
+	sh scripts/captions_use.sh
 
 # Takes five minutes. The first run packs 0.7 GB of synthetic data into target/loader-numbers.
 bench-loaders: build

@@ -12,6 +12,7 @@ seed. `tagger` is prepared as dghs-imgutils 0.19.0 prepares pictures for WD tagg
 import json
 import pathlib
 import sys
+import zlib
 
 import numpy as np
 import onnx
@@ -231,6 +232,17 @@ IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 HALVES = ([0.5] * 3, [0.5] * 3)
 
 
+def resized(found):
+    """CRC-32 of Pillow's resizes, by picture, filter and size."""
+    sums = {}
+    for picture, image in found.items():
+        for name in ["BILINEAR", "BICUBIC", "LANCZOS"]:
+            for size in [(17, 11), (224, 224), (100, 20), (20, 100), (64, 90), (96, 64), (300, 7)]:
+                pixels = image.resize(size, Image.Resampling[name]).tobytes()
+                sums[f"{picture} {name.lower()} {size[0]}x{size[1]}"] = zlib.crc32(pixels)
+    return sums
+
+
 def inputs_of(name, image):
     """What the model of this name takes for a picture."""
     if name == "tagger":
@@ -275,6 +287,8 @@ def main():
             output = session.run(None, {entry: inputs_of(name, image)})[0]
             expected[name][picture] = [float(number) for number in np.ravel(output)]
     (folder / "outputs.json").write_text(json.dumps(expected, indent=1) + "\n")
+    sums = resized(pictures(folder))
+    (folder / "resized.json").write_text(json.dumps(sums, indent=1) + "\n")
 
 
 if __name__ == "__main__":

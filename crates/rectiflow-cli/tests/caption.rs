@@ -33,11 +33,18 @@ fn json(output: &Output) -> Value {
     serde_json::from_str(line).expect("the answer is JSON")
 }
 
+/// Pictures whose stripes are the bits of their numbers, so that their JPEGs differ: the server
+/// knows a picture by its JPEG, and flat colours that differ by one can have the same.
 fn pictures(folder: &Path, num: u8) -> PathBuf {
     let source = folder.join("source");
     fs::create_dir_all(&source).unwrap();
     for number in 0..num {
-        let picture = Picture::filled(40, 40, [number, 0, 200]);
+        let mut pixels = Vec::new();
+        for row in 0..40 {
+            let is_light = number >> (row / 5) & 1 == 1;
+            pixels.extend([if is_light { 255 } else { 0 }; 3 * 40]);
+        }
+        let picture = Picture::new(40, 40, pixels);
         fs::write(source.join(format!("{number:03}.png")), picture.to_png()).unwrap();
     }
     source
@@ -63,7 +70,6 @@ fn arguments<'a>(source: &'a str, table: &'a str, server: &'a str) -> Vec<&'a st
 /// Kill -9 at three moments: no answer that was written down is asked for again, and what is asked
 /// for twice was under way.
 #[test]
-#[ignore = "fails: 60 answers are asked for again, 18 are allowed (docs/captions.md)"]
 fn a_killed_run_asks_nothing_twice() {
     const NUM_PICTURES: u8 = 150;
     let folder = tempfile::tempdir().unwrap();
@@ -107,6 +113,7 @@ fn a_killed_run_asks_nothing_twice() {
     assert_eq!(answer["rows"], u64::from(NUM_PICTURES));
     let known = answer["captions"]["known"].as_u64().unwrap();
     assert!(known > 50, "the killed runs left {known} answers");
+    assert_eq!(server.pictures().len(), usize::from(NUM_PICTURES));
     // Each of the three deaths loses at most the six requests under way.
     let mut num_twice = 0;
     for count in server.pictures().values() {
@@ -116,7 +123,6 @@ fn a_killed_run_asks_nothing_twice() {
         num_twice <= 3 * 6,
         "{num_twice} answers were asked for again"
     );
-    assert_eq!(server.pictures().len(), usize::from(NUM_PICTURES));
 
     let num_asked = server.num_asked();
     let output = rectiflow(&arguments(source, table, &servers))

@@ -32,6 +32,7 @@
 //! | `format` | the bytes on disk: manifest, block table, buckets, records, shards |
 //! | `remote` | byte ranges from object storage, with deadlines and bounded retries |
 //! | `reject`, `durable` | why a file is not in a data set; files that are whole or absent |
+//! | `lock_file` | files that a process locks for as long as it lives |
 //! | `text_file` | texts that a user names: regular files up to a limit |
 //! | `rng`, `error` | keyed random numbers; errors by meaning |
 //!
@@ -48,6 +49,7 @@ pub mod error;
 mod filter;
 mod format;
 mod load;
+pub mod lock_file;
 mod nameless_file;
 pub mod order;
 pub mod picture;
@@ -78,5 +80,5 @@ pub use error::{Error, Result};
 pub use format::manifest::{Codec, Manifest, Split};
 pub use format::record::{Record, SampleId};
 pub use prep::{PrepEvent, PrepSettings, PrepSummary, RgbBatch, prepare};
-pub use remote::{network::Network, store::install_tls};
+pub use remote::{folder::RemoteFolder, network::Network, post::post_json, store::install_tls};
 pub use source::Source;

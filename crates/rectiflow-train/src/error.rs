@@ -113,6 +113,19 @@ pub enum Error {
         /// Its value: NaN or an infinity.
         value: f64,
     },
+    /// A gradient was not finite during updates in the backward pass, without a guard.
+    #[error(
+        "step {step}: the gradient of {tensor} is not finite, and other tensors of this step are \
+         already updated (train.update_in_backward): this state is lost, and no checkpoint of it is \
+         written. The same command resumes from the last checkpoint; lower lr.peak, raise \
+         lr.warmup_samples, or let the guard go back by itself (guard.enabled = true)"
+    )]
+    HalfUpdated {
+        /// The step, from 0.
+        step: u64,
+        /// Name of the tensor.
+        tensor: String,
+    },
     /// The estimated memory of the run exceeds the limit.
     #[error(
         "this run needs about {:.1} GiB and may use {:.1} GiB ({needs}); what would help: {help}. \

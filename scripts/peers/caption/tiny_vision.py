@@ -96,7 +96,8 @@ def main():
     )
     processor.save_pretrained(folder / "vision")
     transformers.LlamaForCausalLM(llama(len(words))).eval().save_pretrained(folder / "text")
-    words.save_pretrained(folder / "text")
+    # A tokenizer of its own: the processor has written its class into the first one.
+    tokenizer().save_pretrained(folder / "text")
 
 
 if __name__ == "__main__":

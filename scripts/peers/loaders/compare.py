@@ -25,6 +25,7 @@ import subprocess
 import threading
 import time
 
+import pairs
 from machine import processor
 from tables import NAMES, Tables
 
@@ -286,9 +287,7 @@ def main():
     (args.out / "tables.md").write_text(tables)
     print(tables)
     if args.page:
-        before, rest = args.page.read_text().split(MARKS[0])
-        after = rest.split(MARKS[1])[1]
-        args.page.write_text(f"{before}{MARKS[0]}\n{tables}{MARKS[1]}{after}")
+        pairs.write_between(MARKS, args.page, tables)
 
 
 if __name__ == "__main__":

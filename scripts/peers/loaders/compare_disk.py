@@ -22,6 +22,7 @@ import re
 import statistics
 import subprocess
 
+import pairs
 from compare import into_page_cache
 from machine import processor
 
@@ -156,12 +157,6 @@ def pack(args, engines):
         into_page_cache(args.folder / folder)
 
 
-def write_page(page, tables):
-    before, rest = page.read_text().split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    page.write_text(f"{before}{MARKS[0]}\n{tables}{MARKS[1]}{after}")
-
-
 def main():
     args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -191,7 +186,7 @@ def main():
     (args.out / "disk.md").write_text(tables)
     print(tables)
     if args.page:
-        write_page(args.page, tables)
+        pairs.write_between(MARKS, args.page, tables)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 //! One request: sent, read up to a limit of bytes and of time, and what its failure means.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use rectiflow_data::error::chain;
 use reqwest::{Client, RequestBuilder, Response, StatusCode, header::RETRY_AFTER};
@@ -163,50 +163,17 @@ fn refused(status: StatusCode, asked: Option<Duration>, body: &[u8], server: &Se
 /// What `Retry-After` asks for: seconds, or a date.
 fn retry_after(response: &Response) -> Option<Duration> {
     let text = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-    wait_of(text, now.as_secs())
+    wait_of(text, SystemTime::now())
 }
 
-/// The wait that `text` asks for at a time in seconds since 1970.
-fn wait_of(text: &str, now_secs: u64) -> Option<Duration> {
+/// The wait that `text` asks for at the time `now`; none for a date that has passed.
+fn wait_of(text: &str, now: SystemTime) -> Option<Duration> {
     let text = text.trim();
     if let Ok(secs) = text.parse::<f64>() {
         return Duration::try_from_secs_f64(secs).ok();
     }
-    Some(Duration::from_secs(
-        date_secs(text)?.saturating_sub(now_secs),
-    ))
-}
-
-/// Seconds since 1970 of a date of HTTP, `Sun, 06 Nov 1994 08:49:37 GMT`.
-fn date_secs(text: &str) -> Option<u64> {
-    const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
-    let rest = text.split_once(", ")?.1.strip_suffix(" GMT")?;
-    let mut parts = rest.split(' ');
-    let day: u64 = parts.next()?.parse().ok()?;
-    let month = parts.next().filter(|month| month.len() == 3)?;
-    let month = MONTHS.find(month).filter(|at| at % 3 == 0)? as u64 / 3 + 1;
-    let year: u64 = parts
-        .next()?
-        .parse()
-        .ok()
-        .filter(|year| (1970..10_000).contains(year))?;
-    let mut clock = parts.next()?.split(':').map(str::parse::<u64>);
-    let (hour, minute, second) = (
-        clock.next()?.ok()?,
-        clock.next()?.ok()?,
-        clock.next()?.ok()?,
-    );
-    // Days of a calendar whose years begin in March (Howard Hinnant, days_from_civil).
-    let (year, month) = if month > 2 {
-        (year, month - 3)
-    } else {
-        (year - 1, month + 9)
-    };
-    let leap_days = year / 4 - year / 100 + year / 400;
-    let days = 365 * year + leap_days + (153 * month + 2) / 5 + day.checked_sub(1)?;
-    let days = days.checked_sub(719_468)?;
-    Some(days * 86_400 + hour * 3600 + minute * 60 + second)
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -215,7 +182,8 @@ mod tests {
 
     #[test]
     fn waits_are_seconds_or_dates() {
-        let now = 784_111_777; // Sun, 06 Nov 1994 08:49:37 GMT
+        // Sun, 06 Nov 1994 08:49:37 GMT
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
         for (text, secs) in [
             ("0", Some(0.0)),
             (" 20 ", Some(20.0)),
@@ -223,6 +191,7 @@ mod tests {
             ("Sun, 06 Nov 1994 08:49:47 GMT", Some(10.0)),
             ("Sun, 06 Nov 1994 08:49:27 GMT", Some(0.0)),
             ("Thu, 01 Jan 1970 00:00:00 GMT", Some(0.0)),
+            ("Sunday, 06-Nov-94 08:49:40 GMT", Some(3.0)),
             (
                 "Fri, 01 Mar 2024 00:00:00 GMT",
                 Some(1_709_251_200.0 - 784_111_777.0),

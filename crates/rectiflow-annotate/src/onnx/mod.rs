@@ -5,6 +5,7 @@
 //! `preparation` turns a picture into that, on several threads, while `model` runs the pictures
 //! before it (`feed`).
 
+mod convolution;
 pub mod feed;
 pub mod input;
 pub mod model;

@@ -1,15 +1,11 @@
 //! Pictures to the size of a model's input: padded, cropped or stretched. Pure.
 //!
-//! As Pillow does it, which the models were trained with: antialiased, the width first, rounded to
-//! 8 bits in between.
+//! As Pillow does it, which the models were trained with (`convolution`).
 
-use fast_image_resize::{
-    FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer,
-    images::{Image, ImageRef},
-    pixels::U8x3,
-};
 use rectiflow_data::picture::Picture;
 use serde::{Deserialize, Serialize};
+
+use crate::onnx::convolution::{Kernel, Resizer};
 
 /// How a picture of another shape fits into an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +47,14 @@ impl Filter {
         ("bicubic", Self::Bicubic),
         ("lanczos", Self::Lanczos),
     ];
+
+    fn kernel(self) -> Kernel {
+        match self {
+            Self::Bilinear => Kernel::BILINEAR,
+            Self::Bicubic => Kernel::BICUBIC,
+            Self::Lanczos => Kernel::LANCZOS,
+        }
+    }
 }
 
 /// A size in pixels: width, height.
@@ -138,25 +142,9 @@ impl Fitter {
         if from == to {
             return pixels.to_vec();
         }
-        let mut resized = vec![0; num_bytes(to)];
-        let source = ImageRef::new(from.0, from.1, pixels, PixelType::U8x3).expect(BUFFERS_FIT);
-        let source = source.typed_image::<U8x3>().expect(BUFFERS_FIT);
-        let target = Image::from_slice_u8(to.0, to.1, &mut resized, PixelType::U8x3);
-        let mut target = target.expect(BUFFERS_FIT);
-        let mut target = target.typed_image_mut::<U8x3>().expect(BUFFERS_FIT);
-        let filter = match filter {
-            Filter::Bilinear => FilterType::Bilinear,
-            Filter::Bicubic => FilterType::CatmullRom,
-            Filter::Lanczos => FilterType::Lanczos3,
-        };
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
-        let done = self.resizer.resize_typed(&source, &mut target, &options);
-        done.expect(BUFFERS_FIT);
-        resized
+        self.resizer.resize(pixels, from, to, filter.kernel())
     }
 }
-
-const BUFFERS_FIT: &str = "the buffers have matching sizes and pixel types";
 
 fn num_bytes((width, height): Size) -> usize {
     3 * width as usize * height as usize
@@ -188,6 +176,10 @@ fn middle(side: u32, cropped: u32) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeMap, fs};
+
+    use rectiflow_data::decode::decode;
+
     use super::*;
 
     fn gradient(width: u32, height: u32) -> Picture {
@@ -238,5 +230,30 @@ mod tests {
         assert_eq!(covering((7, 7), (20, 20)), (20, 20));
         assert_eq!(covering((1, 1000), (4, 2)), (4, 4000));
         assert_eq!(enlarged(224, 0.875), 256);
+    }
+
+    /// Pillow's own resizes of the pictures in tests/golden, of many sizes and with each filter.
+    #[test]
+    fn every_pixel_is_pillow_s() {
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+        let sums = fs::read(format!("{golden}/resized.json")).unwrap();
+        let sums: BTreeMap<String, u32> = serde_json::from_slice(&sums).unwrap();
+        assert!(sums.len() > 50);
+        let mut fitter = Fitter::default();
+        for (case, sum) in sums {
+            let [file, filter, size] = *case.split(' ').collect::<Vec<_>>() else {
+                panic!("{case}");
+            };
+            let bytes = fs::read(format!("{golden}/{file}")).unwrap();
+            let picture = decode(&bytes, 1 << 20, [255; 3]).unwrap();
+            let (width, height) = size.split_once('x').unwrap();
+            let size = (width.parse().unwrap(), height.parse().unwrap());
+            let (_, filter) = Filter::ALL
+                .into_iter()
+                .find(|(name, _)| *name == filter)
+                .unwrap();
+            let fitted = fitter.fit(&picture.picture, size, (Fit::Stretch, 1.0, filter));
+            assert_eq!(crc32fast::hash(&fitted), sum, "{case}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
@@ -12,6 +12,7 @@ use rectiflow_data::{
     annotation_table,
     durable::{DurableFile, remove},
     error::Error as DataError,
+    lock_file::lock_alone,
 };
 
 use crate::{
@@ -54,7 +55,10 @@ impl Answers {
         name.push(".work");
         let folder = PathBuf::from(name);
         fs::create_dir_all(&folder).map_err(DataError::io(&folder))?;
-        let lock = lock(&folder, out)?;
+        let lock = lock_alone(&folder.join("lock"))?.ok_or_else(|| Error::NotReady {
+            what: out.display().to_string(),
+            reason: "another process is writing it: wait until it ends, or end it".to_owned(),
+        })?;
         run_lines::check(&folder.join("run.txt"), out, run)?;
 
         let known = Claims::default();
@@ -188,24 +192,6 @@ fn part(folder: &Path, number: u32) -> PathBuf {
 
 fn journal(folder: &Path, number: u32) -> PathBuf {
     folder.join(format!("journal-{number:06}.jsonl"))
-}
-
-fn lock(folder: &Path, out: &Path) -> Result<File> {
-    let path = folder.join("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(DataError::io(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::Error(source)) => Err(DataError::io(path)(source).into()),
-        Err(TryLockError::WouldBlock) => Err(Error::NotReady {
-            what: out.display().to_string(),
-            reason: "another process is writing it: wait until it ends, or end it".to_owned(),
-        }),
-    }
 }
 
 #[cfg(test)]

@@ -93,6 +93,10 @@ pub(crate) struct Args {
     /// to be named in each later preparation, or as `prep.annotations` in the recipe.
     #[arg(long, value_name = "TABLE.parquet")]
     annotations: Vec<PathBuf>,
+    /// A list of near-copies to leave out, as `rectiflow dedupe SOURCE --work FOLDER` writes it.
+    /// Repeatable, and to be named in each later preparation, or as `prep.without` in the recipe.
+    #[arg(long, value_name = "LIST.jsonl")]
+    without: Vec<PathBuf>,
     /// Shuffle all rows again, so that pictures added later are spread among the others. Nothing is
     /// encoded twice.
     #[arg(long)]
@@ -142,6 +146,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         ..Recipe::load_prep(args.recipe.as_deref(), &args.overrides)?
     };
     settings.annotations.extend_from_slice(&args.annotations);
+    settings.without.extend_from_slice(&args.without);
     if settings.repack && settings.send_to.is_some() {
         let problem = "--repack moves latents, which a data set at a URL has no copy of here: add \
                        --keep-latents, if they were kept from the first preparation on";

@@ -42,7 +42,7 @@ use crate::{
     posts::{
         Format,
         fields::{self, Row, Shape},
-        rows::{Rows, listed},
+        rows::{Rows, in_row, listed},
     },
     reject::{Reason, Remark},
     text::caption::{Reading, Text},
@@ -444,10 +444,6 @@ struct KeyRows<'a> {
 }
 
 impl Rows for KeyRows<'_> {
-    fn wants(&self, _: u32) -> bool {
-        true
-    }
-
     fn take(
         &mut self,
         number: u32,
@@ -477,7 +473,7 @@ impl Rows for KeyRows<'_> {
         };
         if let Some(reason) = problem {
             let unusable = &mut self.count.unusable;
-            unusable.add(|| format!("row {}: {reason}", u64::from(number) + 1));
+            unusable.add(|| in_row(number, &reason));
         }
         Ok(())
     }

@@ -16,11 +16,9 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    cache::{
-        DatasetCache,
-        folder::{is_at, open_lockable},
-    },
+    cache::{DatasetCache, folder::is_at},
     durable::TEMPORARY_PREFIX,
+    lock_file::open_lockable,
     remote::request::Request,
 };
 

@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::durable::TEMPORARY_PREFIX;
+use crate::{durable::TEMPORARY_PREFIX, lock_file::open_lockable};
 
 /// File that marks a folder as a cache, which can be swept.
 pub(crate) const MARK: &str = "rectiflow-cache";
@@ -35,16 +35,6 @@ pub(crate) struct BlockId {
     pub(crate) folder: Arc<str>,
     pub(crate) object: usize,
     pub(crate) number: u32,
-}
-
-/// Opens a file for locking, and creates it if it does not exist.
-pub(crate) fn open_lockable(path: &Path) -> io::Result<File> {
-    File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(path)
 }
 
 /// Whether an open file is still the one at `path`.

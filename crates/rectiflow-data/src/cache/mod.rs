@@ -36,10 +36,11 @@ use crate::{
         evict::{NextUse, Plans, Room},
         folder::{
             BlockId, IDENTITY_DIGITS, LATENTS, MARK, OPEN, PLAN_PREFIX, TEXT, USAGE, lock_shared,
-            open_lockable, sweep,
+            sweep,
         },
     },
     error::{Error, Result},
+    lock_file::open_lockable,
     remote::request::{ObjectFile, Request},
 };
 

@@ -42,10 +42,6 @@ struct Sampled {
 }
 
 impl Rows for Sampled {
-    fn wants(&self, _: u32) -> bool {
-        true
-    }
-
     fn take(&mut self, _: u32, row: Result<Row, String>) -> Result<(), String> {
         if let Ok(row) = row {
             fields::observe(&mut self.columns, &row);

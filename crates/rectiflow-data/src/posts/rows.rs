@@ -7,14 +7,21 @@ const MOST_NAMED: usize = 30;
 
 /// Takes the rows of a table.
 pub(crate) trait Rows {
-    /// Whether the row is to be taken. Rows are numbered from 0.
-    fn wants(&self, number: u32) -> bool;
+    /// Whether the row is to be taken; by default each is. Rows are numbered from 0.
+    fn wants(&self, _number: u32) -> bool {
+        true
+    }
 
     /// Takes a row, or why it cannot be read.
     ///
     /// # Errors
     /// Why no more rows can be taken.
     fn take(&mut self, number: u32, row: Result<Row, String>) -> Result<(), String>;
+}
+
+/// What is wrong with a row, which messages number from 1.
+pub(crate) fn in_row(number: u32, reason: &str) -> String {
+    format!("row {}: {reason}", u64::from(number) + 1)
 }
 
 /// The names of columns in a message.

@@ -9,7 +9,7 @@ use crate::{
     posts::{
         Format,
         fields::Row,
-        rows::{Rows, listed},
+        rows::{Rows, in_row, listed},
     },
 };
 
@@ -58,18 +58,13 @@ struct Taking<'a> {
 }
 
 impl Rows for Taking<'_> {
-    fn wants(&self, _: u32) -> bool {
-        true
-    }
-
     fn take(
         &mut self,
         number: u32,
         row: std::result::Result<Row, String>,
     ) -> std::result::Result<(), String> {
-        let named = |reason| format!("row {}: {reason}", u64::from(number) + 1);
-        let row = row.map_err(named)?;
-        (self.take)(number.into(), &row).map_err(named)
+        let taken = row.and_then(|row| (self.take)(number.into(), &row));
+        taken.map_err(|reason| in_row(number, &reason))
     }
 }
 

@@ -434,8 +434,9 @@ impl<'a> OpenObject<'a> {
             let done = writer.finish()?;
             self.journal.text_bytes = done.text_bytes;
             self.journal.blocks = done.blocks;
-            self.journal.signatures_bytes = self.signatures.len() as u64;
-            signatures::write(&self.store.root, &self.journal.stem, &self.signatures)?;
+            let stem = &self.journal.stem;
+            self.journal.signatures_bytes =
+                signatures::write(&self.store.root, stem, &self.signatures)?;
         }
         self.store.write_journal(&self.journal)?;
         Ok(self.journal)

@@ -25,6 +25,7 @@ use crate::{
         manifest::{Codec, LATENTS_OFFSET, MANIFEST_FILE, Manifest, Object, Split, commit},
         record::{Record, SampleId},
     },
+    lock_file::{lock_alone, lock_together},
     prep::{
         objects::{Series, parse_stem},
         signatures::{SIGNATURES_FOLDER, signatures_name},
@@ -139,10 +140,9 @@ impl Store {
         geometry: &Geometry,
         holders: Holders,
     ) -> Result<Self> {
-        let folder = root.join(OBJECTS_FOLDER);
-        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let lock = lock_root(root, holders)?;
         let mut store = Self {
-            _lock: lock(root, holders)?,
+            _lock: lock,
             root: root.to_owned(),
             codec: codec.clone(),
             geometry: geometry.clone(),
@@ -156,6 +156,28 @@ impl Store {
             store.objects = read_objects(root, &dataset)?;
             store.dataset = Some(dataset);
         }
+        store.read_pending()?;
+        Ok(store)
+    }
+
+    /// Opens the data set in `root`, whatever its codec and geometry are.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`Error::Io`] if there is no data set.
+    pub(crate) fn open_packed(root: &Path, holders: Holders) -> Result<Self> {
+        let manifest = root.join(MANIFEST_FILE);
+        fs::metadata(&manifest).map_err(Error::io(&manifest))?;
+        let lock = lock_root(root, holders)?;
+        let dataset = Dataset::open(root)?;
+        let mut store = Self {
+            _lock: lock,
+            root: root.to_owned(),
+            codec: dataset.manifest().codec.clone(),
+            geometry: dataset.manifest().geometry.clone(),
+            objects: read_objects(root, &dataset)?,
+            pending: Vec::new(),
+            dataset: Some(dataset),
+        };
         store.read_pending()?;
         Ok(store)
     }
@@ -338,6 +360,13 @@ impl Stored {
     }
 }
 
+/// Makes the folder of journals, and locks the data set.
+fn lock_root(root: &Path, holders: Holders) -> Result<File> {
+    let folder = root.join(OBJECTS_FOLDER);
+    fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+    lock(root, holders)
+}
+
 /// The latents file of an object.
 pub(crate) fn latents_name(stem: &str) -> String {
     format!("latents/{stem}.safetensors")
@@ -458,29 +487,15 @@ fn journal_stem(path: &Path) -> Option<&str> {
 /// Locks the data set. The lock ends with the process, however it ends.
 fn lock(root: &Path, holders: Holders) -> Result<File> {
     let path = root.join(LOCK_FILE);
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(Error::io(&path))?;
     let locked = match holders {
-        Holders::One => file.try_lock(),
-        Holders::Workers => file.try_lock_shared(),
+        Holders::One => lock_alone(&path)?,
+        Holders::Workers => lock_together(&path)?,
     };
-    match locked {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::Error(source)) => Err(Error::Io { path, source }),
-        Err(fs::TryLockError::WouldBlock) => {
-            let reason =
-                "another preparation, or a worker, is writing it: wait until it ends, or end it"
-                    .to_owned();
-            Err(Error::NotReady {
-                what: root.display().to_string(),
-                reason,
-            })
-        }
-    }
+    locked.ok_or_else(|| Error::NotReady {
+        what: root.display().to_string(),
+        reason: "another preparation, or a worker, is writing it: wait until it ends, or end it"
+            .to_owned(),
+    })
 }
 
 /// Fails with the first setting that differs: a data set must not mix codecs or geometries.

@@ -73,7 +73,7 @@ pub fn prepare(
     let mut remembered = Remembered::new();
     share::remember(out, &mut remembered);
     let memory = out.join(FACTS_FILE);
-    let left_out = copies_list::left_out(out)?;
+    let left_out = copies_list::left_out(out, &settings.without)?;
     let carried = (&kept, &left_out);
     let timeline = Timeline::new();
     let scan = || Scan::run(&source, &memory, remembered, carried, settings, progress);

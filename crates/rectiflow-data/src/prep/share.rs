@@ -9,7 +9,7 @@
 //! worker. Facts about another listing or other settings are not used.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io::{BufRead, BufReader, BufWriter, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     thread,
@@ -19,8 +19,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cache::folder::open_lockable,
     error::{Error, Result},
+    lock_file::lock_alone,
     prep::{
         copies_list,
         events::PrepEvent,
@@ -254,7 +254,10 @@ impl Share {
                 num_files: num_samples as u64,
             });
         }
-        scan.finish(source, &copies_list::left_out(&self.root)?)?;
+        scan.finish(
+            source,
+            &copies_list::left_out(&self.root, &settings.without)?,
+        )?;
         Ok(scan)
     }
 
@@ -319,8 +322,8 @@ impl Share {
 
     /// Whether a process holds the number of a worker.
     fn is_running(&self, worker: u32) -> bool {
-        let lock = open_lockable(&lock_path(&self.folder, self.part(worker)));
-        lock.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+        let lock = lock_alone(&lock_path(&self.folder, self.part(worker)));
+        matches!(lock, Ok(None))
     }
 
     fn refuse(&self, missing: &[(u32, Missing)]) -> Error {
@@ -566,14 +569,9 @@ fn lock_path(folder: &Path, part: Part) -> PathBuf {
 /// Takes the lock of a worker. Another worker can hold it for a moment, to see whether it is free.
 fn take_lock(path: &Path, part: Part) -> Result<File> {
     for _ in 0..LOCK_TRIES {
-        let file = open_lockable(path).map_err(Error::io(path))?;
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::Error(source)) => {
-                let path = path.to_owned();
-                return Err(Error::Io { path, source });
-            }
-            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
+        match lock_alone(path)? {
+            Some(file) => return Ok(file),
+            None => thread::sleep(LOCK_PAUSE),
         }
     }
     Err(Error::NotReady {
