@@ -45,7 +45,7 @@ help:
 	@echo 'make peers-caption  caption pictures with a real server, transformers serve (installs $(CAPTION), 1.3 GB)'
 	@echo "make peers-score    compare tagging and scoring with Python's onnxruntime (installs $(SCORE), 0.3 GB)"
 	@echo 'make peers-watch    read the TensorBoard files of a run with the tensorboard package (installs $(WATCH), 0.1 GB)'
-	@echo 'make peers-sources  list sources that webdataset, tar, hfutils, webshart, datasets and MosaicML write'
+	@echo 'make peers-sources  list sources that webdataset, tar, hfutils, webshart, datasets, MosaicML and kohya (KOHYA=FOLDER) write'
 	@echo 'make restarts       test restarts under torchrun (installs $(PEERS), 1.6 GB)'
 	@echo 'make slurm          test launch/slurm.sbatch under Slurm; skipped without root, slurm-wlm and munge'
 	@echo 'make slurm-prep     test launch/prep-slurm.sh in the same way'
@@ -218,14 +218,16 @@ peers-watch: build
 	@$(TORCH); cargo build --release -p rectiflow-train --example made_up_run
 	$(WATCH)/bin/python scripts/peers/watch.py target/peers-watch target/release/rectiflow target/release/examples/made_up_run
 
-# Sources of pictures as the real tools write them: one environment for MosaicML's, one for the others.
+# Sources of pictures as the real tools write them: one environment for MosaicML's, one for the others. kohya's scripts are
+# run from a checkout of sd-scripts in the folder KOHYA; without it only recorded files are read, by the tests.
 SOURCES = .venv-sources
 peers-sources:
 	$(PYTHON313) scripts/peers/environment.py $(SOURCES) scripts/peers/requirements-sources.txt
 	$(PYTHON) scripts/peers/environment.py $(LOADERS) scripts/peers/requirements-loaders.txt
 	cargo build --release -p rectiflow-data --example list_source
 	TORCH_USE_RTLD_GLOBAL=1 $(PYTHON) scripts/peers/sources.py target/peers-sources \
-	--program target/release/examples/list_source --python $(SOURCES)/bin/python --mosaic $(LOADERS)/bin/python
+	--program target/release/examples/list_source --python $(SOURCES)/bin/python --mosaic $(LOADERS)/bin/python \
+	$(if $(KOHYA),--kohya $(KOHYA))
 
 # The plot needs matplotlib, which the environment of the loaders has.
 mixing: build

@@ -33,6 +33,7 @@ pub const FLOORS: [(&str, &[&str]); 5] = [
             "reject",
             "durable",
             "lock_file",
+            "nameless_file",
             "text_file",
             "rng",
             "error",

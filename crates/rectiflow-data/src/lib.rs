@@ -50,6 +50,7 @@ mod filter;
 mod format;
 mod load;
 pub mod lock_file;
+mod nameless_file;
 pub mod order;
 pub mod picture;
 mod posts;

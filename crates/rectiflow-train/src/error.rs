@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rectiflow_data::error::advice;
+
 /// An error of this crate. Each message says what failed and where, what was expected and found,
 /// and what to do next.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +22,7 @@ pub enum Error {
         problems: Vec<String>,
     },
     /// An operation on a file or folder failed.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), advice(source))]
     Io {
         /// The file or folder.
         path: PathBuf,

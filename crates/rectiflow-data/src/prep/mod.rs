@@ -46,6 +46,7 @@ pub mod speed;
 pub(crate) mod split;
 mod summary;
 pub(crate) mod text_notes;
+pub(crate) mod timeline;
 pub(crate) mod workers;
 
 pub use events::{BucketCount, PartSummary, PrepEvent, PrepSummary, RgbBatch};
@@ -56,4 +57,5 @@ pub use preparation::prepare;
 pub use settings::PrepSettings;
 pub use sign::{SignedAgain, sign_again};
 pub use source_copies::find_near_copies_in_source;
+pub use timeline::{EncoderSecs, Stretch, Work};
 pub use workers::{Stage, gather_facts, join_parts, prepare_part};
