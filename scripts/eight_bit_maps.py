@@ -10,14 +10,22 @@ size of the updates of gradients that have become 30 times smaller 2,000 updates
 has the results.
 """
 
+import functools
+
 import numpy
 
 BETAS = (0.9, 0.999)
 EPS = 1e-12
 SIZE = 256 * 16
-RANDOM = numpy.random.default_rng(0)
 
 
+@functools.cache
+def draws():
+    """The generator of all random rounding."""
+    return numpy.random.default_rng(0)
+
+
+@functools.cache
 def dynamic_map(signed):
     """bitsandbytes' dynamic map of 8 bits."""
     numbers = [0.0, 1.0]
@@ -26,9 +34,6 @@ def dynamic_map(signed):
         means = (boundaries[:-1] + boundaries[1:]) / 2 * 10.0 ** (decade - 6)
         numbers += [*means, *(-means if signed else [])]
     return numpy.sort(numpy.array(numbers))
-
-
-SIGNED, UNSIGNED = dynamic_map(True), dynamic_map(False)
 
 
 def by_map(numbers, numbers_of_map, block, at_random=False, floor=False):
@@ -40,7 +45,7 @@ def by_map(numbers, numbers_of_map, block, at_random=False, floor=False):
     lower = upper - 1
     width = numbers_of_map[upper] - numbers_of_map[lower]
     part = (ratios - numbers_of_map[lower]) / width
-    chance = RANDOM.random(ratios.shape) if at_random else 0.5
+    chance = draws().random(ratios.shape) if at_random else 0.5
     code = numpy.where(part > chance, upper, lower)
     if floor:
         code = numpy.where((ratios > 0) & (code == 0), 1, code)
@@ -48,7 +53,7 @@ def by_map(numbers, numbers_of_map, block, at_random=False, floor=False):
 
 
 def by_root(squares, block, at_random):
-    return by_map(numpy.sqrt(squares), UNSIGNED, block, at_random, floor=True) ** 2
+    return by_map(numpy.sqrt(squares), dynamic_map(False), block, at_random, floor=True) ** 2
 
 
 def as_floats(numbers, signed):
@@ -59,12 +64,12 @@ def as_floats(numbers, signed):
     ratios = (numpy.abs(rows) / scale).astype(numpy.float32)
     bits = ratios.view(numpy.int32).astype(numpy.int64)
     top = 128 << 3  # 2, which rounding may reach
-    code = numpy.minimum((bits + RANDOM.integers(0, 1 << 20, rows.shape)) >> 20, top)
+    code = numpy.minimum((bits + draws().integers(0, 1 << 20, rows.shape)) >> 20, top)
     lowest = top - (126 if signed else 254)
     found = (code << 20).astype(numpy.int32).view(numpy.float32)
     least = numpy.array([lowest << 20], dtype=numpy.int32).view(numpy.float32)[0]
     rest = numpy.abs(rows) / scale / least
-    below = numpy.where(RANDOM.random(rows.shape) < rest, least, 0) if signed else least
+    below = numpy.where(draws().random(rows.shape) < rest, least, 0) if signed else least
     found = numpy.where(code < lowest, numpy.where(rows == 0, 0, below), found)
     return (numpy.sign(rows) * found * scale).reshape(-1)
 
@@ -82,26 +87,31 @@ def exact(numbers):
 
 def nearest(block):
     """The first moment as bitsandbytes stores it."""
-    return lambda mean: by_map(mean, SIGNED, block)
+    return lambda mean: by_map(mean, dynamic_map(True), block)
 
 
-WAYS = {
-    "bitsandbytes, blocks of 256": (nearest(256), lambda v: by_map(v, UNSIGNED, 256)),
-    "the same, blocks of 64": (nearest(64), lambda v: by_map(v, UNSIGNED, 64)),
-    "the same, 64, with a floor": (nearest(64), lambda v: by_map(v, UNSIGNED, 64, floor=True)),
-    "root, nearest, 64": (nearest(64), lambda v: by_root(v, 64, False)),
-    "root and mean at random, 64": (
-        lambda m: by_map(m, SIGNED, 64, True),
-        lambda v: by_root(v, 64, True),
-    ),
-    "root at random, 64 (taken)": (nearest(64), lambda v: by_root(v, 64, True)),
-    "root at random, 256": (nearest(256), lambda v: by_root(v, 256, True)),
-    "8-bit floats at random, 64": (
-        lambda m: as_floats(m, True),
-        lambda v: as_floats(v, False),
-    ),
-    "factored second moment": (nearest(64), factored),
-}
+def ways():
+    """How each way stores the first moment and the second, by its name."""
+    return {
+        "bitsandbytes, blocks of 256": (nearest(256), lambda v: by_map(v, dynamic_map(False), 256)),
+        "the same, blocks of 64": (nearest(64), lambda v: by_map(v, dynamic_map(False), 64)),
+        "the same, 64, with a floor": (
+            nearest(64),
+            lambda v: by_map(v, dynamic_map(False), 64, floor=True),
+        ),
+        "root, nearest, 64": (nearest(64), lambda v: by_root(v, 64, False)),
+        "root and mean at random, 64": (
+            lambda m: by_map(m, dynamic_map(True), 64, True),
+            lambda v: by_root(v, 64, True),
+        ),
+        "root at random, 64 (taken)": (nearest(64), lambda v: by_root(v, 64, True)),
+        "root at random, 256": (nearest(256), lambda v: by_root(v, 256, True)),
+        "8-bit floats at random, 64": (
+            lambda m: as_floats(m, True),
+            lambda v: as_floats(v, False),
+        ),
+        "factored second moment": (nearest(64), factored),
+    }
 
 
 def updates(gradient, count, way, kept=100):
@@ -123,7 +133,7 @@ def updates(gradient, count, way, kept=100):
 
 def beside_a_spike(way, ratio):
     gradient = numpy.full(SIZE, ratio)
-    gradient[RANDOM.permutation(64) + 64 * numpy.arange(64)] = 1
+    gradient[draws().permutation(64) + 64 * numpy.arange(64)] = 1
     moved, _ = updates(lambda _: gradient, 10, way)
     small = moved[gradient < 1]
     return f"{small.mean():.1f} [{small.min():.1f}, {small.max():.1f}]"
@@ -146,7 +156,7 @@ def spread(deviation, small_from=None):
 
 
 def main():
-    for name, way in WAYS.items():
+    for name, way in ways().items():
         print(name)
         ratios = (1e-2, 1e-3, 1e-4, 1e-5)
         spikes = [f"{ratio:g}: {beside_a_spike(way, ratio)}" for ratio in ratios]

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Looks at `rectiflow watch` through headless Chromium: loading, zoom, live steps, rewinds, a phone.
+"""Looks at `rectiflow watch` through headless Chromium: loading, zoom, live steps, a phone.
 
     python3 scripts/watch_page.py [OUT] [--chromium PROGRAM]
 
 Needs `make build`, the example `made_up_run` and a Chromium; it is not part of CI. Writes pictures
-of the page to OUT (default runs/watch-page), light and dark, wide and as on a phone, and prints what
-it has measured. The browser is spoken to through a pipe, so that no package is needed.
+of the page to OUT (default runs/watch-page), light and dark, wide and as on a phone, and prints
+what it has measured. The browser is spoken to through a pipe, so that no package is needed.
 """
 
 import base64
@@ -18,12 +18,16 @@ import sys
 import tempfile
 import time
 
-TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target")) / "release"
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--hide-scrollbars", "--remote-debugging-pipe",
 ]  # fmt: skip
+
+
+def target():
+    """The folder of built programs."""
+    return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target")) / "release"
 
 
 class Browser:
@@ -46,8 +50,8 @@ class Browser:
         self.session = None
         self.requests = []
         self.errors = []
-        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        found = self.ask("Target.attachToTarget", targetId=target, flatten=True)
+        page = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        found = self.ask("Target.attachToTarget", targetId=page, flatten=True)
         self.session = found["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.ask(f"{domain}.enable")
@@ -88,7 +92,8 @@ class Browser:
 
     def value(self, expression):
         """The value of an expression in the page."""
-        found = self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        settings = {"returnByValue": True, "awaitPromise": True}
+        found = self.ask("Runtime.evaluate", expression=expression, **settings)
         if "exceptionDetails" in found:
             sys.exit(f"{expression}: {found['exceptionDetails']}")
         return found["result"].get("value")
@@ -131,12 +136,12 @@ class Browser:
 
 
 def made_up(*arguments):
-    subprocess.run([TARGET / "examples/made_up_run", *map(str, arguments)], check=True)
+    subprocess.run([target() / "examples/made_up_run", *map(str, arguments)], check=True)
 
 
 def serve(folder):
     """Starts the server; returns it with its address."""
-    command = [TARGET / "rectiflow", "watch", folder, "--port", "0"]
+    command = [target() / "rectiflow", "watch", folder, "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     for line in server.stderr:
         if "watch at " in line:
@@ -146,101 +151,127 @@ def serve(folder):
 
 LOSS = "page.charts.find(c => c.spec.name === 'loss')"
 NEWEST = "page.main().data.view.axis.step.at(-1)"
-BOX = f"(() => {{ const b = {LOSS}.area.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; }})()"
+TRAINING = f"{LOSS}.series.find(s => s.label === 'training').points"
+BOX = f"(b => [b.left, b.top, b.width, b.height])({LOSS}.area.getBoundingClientRect())"
+READY = "document.documentElement.dataset.ready"
 
 
-def look(browser, url, folder, out):
-    """All that is looked at; exits if something is not as it should be."""
+def visit(browser, address):
+    browser.ask("Page.navigate", url="about:blank")
+    browser.ask("Page.navigate", url=address)
+    browser.until(READY)
+
+
+def long_run(browser, url, out):
+    """40,000 steps, opened in a new page: every spike is drawn, and text stays text."""
     numbers = {}
-    browser.size(1360, 900)
-    browser.scheme("light")
-
-    # 40,000 steps, opened in a new page.
     browser.ask("Page.navigate", url=url + "#run=long")
-    browser.until("document.documentElement.dataset.ready")
-    numbers["40,000 steps drawn after (ms)"] = int(browser.value("document.documentElement.dataset.ready"))
+    browser.until(READY)
+    numbers["40,000 steps drawn after (ms)"] = int(browser.value(READY))
     browser.ask("Page.reload")
-    browser.until("document.documentElement.dataset.ready")
-    numbers["and again (ms)"] = int(browser.value("document.documentElement.dataset.ready"))
+    browser.until(READY)
+    numbers["and again (ms)"] = int(browser.value(READY))
     numbers["bytes of its numbers"] = browser.value("JSON.stringify(page.main().data).length")
-    spike = browser.value(f"Math.max(...{LOSS}.series.find(s => s.label === 'training').points.hi)")
+    spike = browser.value(f"Math.max(...{TRAINING}.hi)")
     assert spike == 7.9, f"the spike of 7.9 is not drawn: {spike}"
     assert browser.value("document.querySelector('#acts-list').children.length") == 3
-    assert not browser.value("document.querySelector('#acts-list b b, #tip b b, #acts-list script')")
+    markup = "#acts-list b b, #tip b b, #acts-list script"
+    assert not browser.value(f"document.querySelector('{markup}')")
     browser.until("document.querySelector('#previews img').naturalWidth > 0")
     browser.shot(out / "wide-light.png")
+    return numbers
 
-    # Zoom by dragging, values under the mouse, and back.
+
+def zooming(browser, out):
+    """Zoom by dragging, values under the mouse, and back."""
     left, top, width, height = browser.value(BOX)
     browser.drag(left + width * 0.35, left + width * 0.45, top + height / 2)
-    browser.until(f"!{LOSS}.series.find(s => s.label === 'training').points.hi || page.range()[0] > 1000")
+    browser.until(f"!{TRAINING}.hi || page.range()[0] > 1000")
     browser.until("!document.querySelector('#reset').hidden")
     time.sleep(1)
     span = browser.value("page.range()")
     assert 0.05 < (span[1] - span[0]) / 40000 < 0.2, span
-    points = browser.value(f"{LOSS}.series.find(s => s.label === 'training').points.s.length")
-    numbers["points of the zoomed tenth"] = points
+    points = browser.value(f"{TRAINING}.s.length")
     browser.move(left + width * 0.5, top + height * 0.5)
     assert "step" in browser.value("document.querySelector('#tip').textContent")
     browser.shot(out / "zoomed.png", is_whole=False)
     browser.value("document.querySelector('#reset').click()")
     time.sleep(1)
+    return {"points of the zoomed tenth": points}
 
-    # By sample the undone steps are gone; by time and by step they are there.
-    count = f"{LOSS}.series.find(s => s.label === 'training').points.n.reduce((a, b) => a + b, 0)"
+
+def axes(browser, out):
+    """By sample the undone steps are gone; by time and by step they are there."""
+    count = f"{TRAINING}.n.reduce((a, b) => a + b, 0)"
     by_step = browser.value(count)
-    choose = "document.querySelector('#axis').value = '{}'; document.querySelector('#axis').dispatchEvent(new Event('change'))"
+    choose = (
+        "(a => {{ a.value = '{}'; a.dispatchEvent(new Event('change')); }})"
+        "(document.querySelector('#axis'))"
+    )
     browser.value(choose.format("samples"))
     browser.until(f"{count} < {by_step}")
-    numbers["steps, and without those that a rewind has undone"] = [by_step, browser.value(count)]
+    numbers = [by_step, browser.value(count)]
     browser.value(choose.format("time"))
     time.sleep(1)
     browser.shot(out / "by-time.png", is_whole=False)
     browser.value(choose.format("step"))
     browser.until(f"{count} === {by_step}")
+    return {"steps, and without those that a rewind has undone": numbers}
 
-    # A live run: how long a written step takes to be there.
-    browser.ask("Page.navigate", url="about:blank")
-    browser.ask("Page.navigate", url=url + "#run=live")
-    browser.until("document.documentElement.dataset.ready")
+
+def live_run(browser, url, folder, out):
+    """How long a written step takes to be there; a rewind, and a process that begins again."""
+    visit(browser, url + "#run=live")
     delays = []
     for _ in range(10):
         before = browser.value(NEWEST)
         made_up(folder / "live", "--live", 1, 0)
         delays.append(browser.until(f"{NEWEST} > {before}"))
-    numbers["a written step is drawn after (s, of ten)"] = [round(min(delays), 2), round(max(delays), 2)]
     assert max(delays) < 1.0, delays
 
-    # A rewind of the guard, and a process that begins again further back.
     made_up(folder / "live", "--rewind")
-    browser.until("document.querySelector('#acts-list').textContent.includes('<b>of 1e-9</b>')")
+    acts = "document.querySelector('#acts-list').textContent"
+    browser.until(f"{acts}.includes('<b>of 1e-9</b>')")
     newest = browser.value(NEWEST)
     made_up(folder / "live", "--resume", newest - 100)
     browser.until(f"{NEWEST} === {newest - 95}")
     steps = browser.value("page.main().data.view.axis.step")
     assert steps == sorted(set(steps)), "steps that came again are there twice"
-    browser.until("document.querySelector('#acts-list').textContent.includes('resume')")
+    browser.until(f"{acts}.includes('resume')")
     browser.shot(out / "live.png", is_whole=False)
+    return {
+        "a written step is drawn after (s, of ten)": [round(min(delays), 2), round(max(delays), 2)]
+    }
 
-    # Dark, several runs over each other, a phone.
+
+def other_screens(browser, url, out):
+    """Dark, several runs over each other, a phone."""
     browser.scheme("dark")
-    browser.ask("Page.navigate", url="about:blank")
-    browser.ask("Page.navigate", url=url + "#run=long&run=other")
-    browser.until("document.documentElement.dataset.ready")
+    visit(browser, url + "#run=long&run=other")
     browser.until("[...page.runs.values()].filter(r => r.data).length === 2")
     browser.shot(out / "wide-dark.png")
     for scheme in ("dark", "light"):
         browser.scheme(scheme)
         browser.size(390, 844, is_phone=True)
-        browser.ask("Page.navigate", url="about:blank")
-        browser.ask("Page.navigate", url=url + "#run=ranks")
-        browser.until("document.documentElement.dataset.ready")
+        visit(browser, url + "#run=ranks")
         wide = browser.value("document.documentElement.scrollWidth")
         assert wide <= 390, f"the page is {wide} pixels wide"
         browser.shot(out / f"phone-{scheme}.png")
 
+
+def look(browser, url, folder, out):
+    """All that is looked at; exits if something is not as it should be."""
+    browser.size(1360, 900)
+    browser.scheme("light")
+    numbers = long_run(browser, url, out)
+    numbers |= zooming(browser, out)
+    numbers |= axes(browser, out)
+    numbers |= live_run(browser, url, folder, out)
+    other_screens(browser, url, out)
+
     # Nothing was asked of anybody else, and nothing failed.
-    others = {request for request in browser.requests if not request.startswith((url, "about:", "data:"))}
+    own = (url, "about:", "data:")
+    others = {request for request in browser.requests if not request.startswith(own)}
     assert not others, others
     assert not browser.errors, browser.errors
     return numbers

@@ -7,10 +7,10 @@
 Writers: webdataset's ShardWriter, the `tar` program with pictures before texts, hfutils' index
 beside a tar (what cheesechaser reads), webshart's extractor, datasets' `to_parquet` and a file with
 a page index, MosaicML's MDSWriter, and the scripts of kohya's sd-scripts that merge captions and
-tags, from a checkout. Folders with metadata for datasets' `imagefolder` are written here and read by
-datasets too, which must pair as the program does. Each sample has a number in its pixels and in its caption.
-The program lists the source and opens each picture; it must return the same bytes with the same
-caption for each number, and no others. Exits with 1 and the differences otherwise.
+tags, from a checkout. Folders with metadata for datasets' `imagefolder` are written here and read
+by datasets too, which must pair as the program does. Each sample has a number in its pixels and in
+its caption. The program lists the source and opens each picture; it must return the same bytes with
+the same caption for each number, and no others. Exits with 1 and the differences otherwise.
 """
 
 import argparse

@@ -55,11 +55,15 @@ def compare(run):
     board.Reload()
     compared = {"numbers": 0, "pictures": 0, "texts": 0}
     for tag, (kind, field) in FIELDS.items():
-        expected = [(e["step"], e[field]) for e in events if e["event"] == kind and e.get(field) is not None]
+        expected = [
+            (e["step"], e[field]) for e in events if e["event"] == kind and e.get(field) is not None
+        ]
         found = [(scalar.step, scalar.value) for scalar in board.Scalars(tag)]
         assert [step for step, _ in found] == [step for step, _ in expected], tag
-        for (step, value), (_, wanted) in zip(found, expected):
-            same = as_32_bits(value) == as_32_bits(wanted) or math.isnan(value) and wanted == "NaN"
+        for (step, value), (_, wanted) in zip(found, expected, strict=True):
+            same = as_32_bits(value) == as_32_bits(wanted) or (
+                math.isnan(value) and wanted == "NaN"
+            )
             assert same, f"{tag} at step {step}: {value}, expected {wanted}"
         compared["numbers"] += len(found)
     pictures = board.Images("previews/pictures")
@@ -82,7 +86,9 @@ def main():
     shutil.rmtree(folder, ignore_errors=True)
     for arguments in (["900"], ["--rewind"], ["--resume", "700"]):
         subprocess.run([made_up, folder, *arguments], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([program, "report", "--to", "tensorboard", folder], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [program, "report", "--to", "tensorboard", folder], check=True, stdout=subprocess.DEVNULL
+    )
     print(json.dumps(compare(folder)))
 
 
