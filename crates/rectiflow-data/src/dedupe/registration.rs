@@ -251,8 +251,8 @@ fn grid(map: &Map, side: usize) -> [Vec<Place>; 2] {
 }
 
 /// Passes each cell of a plane that lies in the plane `a` to `take`: its column and row, and the
-/// value of `a` at its place. Cells of a `margin` are left out in both, since a border's colour runs
-/// into them.
+/// value of `a` at its place. Cells of a `margin` are left out in both, since a border's colour
+/// runs into them.
 pub(crate) fn each_cell(
     a: &[f32],
     side: usize,

@@ -1,9 +1,9 @@
 //! AVIF: still pictures of 8, 10 or 12 bits, also of tiles, by the AV1 decoder `re_rav1d` and the
 //! container in `avif_items`.
 //!
-//! `re_rav1d` is rav1d, the port of dav1d to Rust, with an interface for Rust, which rav1d itself has
-//! taken over and not released yet. It is built without assembler. Turned and mirrored pictures are
-//! returned as stored, with their orientation; EXIF does not count in AVIF. Pictures with the
+//! `re_rav1d` is rav1d, the port of dav1d to Rust, with an interface for Rust, which rav1d itself
+//! has taken over and not released yet. It is built without assembler. Turned and mirrored pictures
+//! are returned as stored, with their orientation; EXIF does not count in AVIF. Pictures with the
 //! curves of HDR, PQ and HLG, are refused: without a choice of brightness they would be dull.
 
 use image::metadata::Orientation;

@@ -3,7 +3,8 @@
 //!
 //! Read here and not by a crate: avif-parse and mp4parse are MPL-2.0, and mp4-atom with what it
 //! depends on compiles as long as the AV1 decoder. Boxes that no picture needs are skipped. Every
-//! length is compared with the bytes that are there, so that no file makes this code reserve memory.
+//! length is compared with the bytes that are there, so that no file makes this code reserve
+//! memory.
 
 use std::ops::Range;
 

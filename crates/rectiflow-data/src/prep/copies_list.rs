@@ -1,5 +1,5 @@
-//! The list of near-copies that stay out of a data set: `near-copies.jsonl` in its folder, and those
-//! that a preparation is told of.
+//! The list of near-copies that stay out of a data set: `near-copies.jsonl` in its folder, and
+//! those that a preparation is told of.
 
 use std::{
     collections::{HashMap, HashSet},

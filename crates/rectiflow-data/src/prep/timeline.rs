@@ -1,4 +1,5 @@
-//! When each stage of a preparation works, thread by thread: whether the encoder waits for pictures.
+//! When each stage of a preparation works, thread by thread: whether the encoder waits for
+//! pictures.
 //!
 //! Sums are exact. Of the single stretches the first are kept, enough for a picture of the first
 //! thousands of samples.

@@ -1,8 +1,8 @@
 //! Where pictures and their texts are: a source lists its samples and opens one by its address.
 //!
 //! A source is a folder of pictures (`folder`), or shards that hold them (`shards`): tars, Parquet,
-//! MDS; each on a disk or at a URL. `choice` decides which. Nothing is unpacked or copied; a packed row
-//! keeps the address of its picture.
+//! MDS; each on a disk or at a URL. `choice` decides which. Nothing is unpacked or copied; a packed
+//! row keeps the address of its picture.
 //!
 //! In a folder names that begin with a dot are skipped, and so is the data set itself if it is
 //! inside. Files behind a symbolic link are read, folders behind one are not. `names` says what a
