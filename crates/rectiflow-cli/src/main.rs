@@ -30,7 +30,6 @@ mod terminal;
 mod tokens;
 mod train;
 mod train_line;
-mod watch;
 
 use std::io::{self, Write};
 
@@ -79,7 +78,6 @@ enum Command {
     Export(export::ExportArgs),
     Import(export::ImportArgs),
     Report(report::Args),
-    Watch(watch::Args),
     Schedule(schedule::Args),
     Tokens(tokens::Args),
     Forward(forward::Args),
@@ -136,7 +134,6 @@ impl Command {
             | Self::Export(_)
             | Self::Import(_)
             | Self::Report(_)
-            | Self::Watch(_)
             | Self::Schedule(_)
             | Self::Tokens(_) => false,
         }
@@ -159,7 +156,6 @@ fn run(command: Command) -> anyhow::Result<Answer> {
         Command::Export(args) => export::export(&args),
         Command::Import(args) => export::import(&args),
         Command::Report(args) => report::run(&args),
-        Command::Watch(args) => watch::run(&args),
         Command::Schedule(args) => schedule::run(&args),
         Command::Tokens(args) => Ok(tokens::run(&args)),
         Command::Forward(args) => forward::run(&args),

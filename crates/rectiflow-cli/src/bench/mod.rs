@@ -1,6 +1,5 @@
 //! `rectiflow bench`: measures the numbers that the README quotes on this machine.
 
-mod calls;
 mod caption;
 mod loader;
 mod prep;
@@ -21,7 +20,6 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    Calls(calls::Args),
     Caption(caption::Args),
     Loader(loader::Args),
     Prep(prep::Args),
@@ -32,7 +30,6 @@ enum What {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     match &args.what {
-        What::Calls(args) => calls::run(args),
         What::Caption(args) => caption::run(args),
         What::Loader(args) => loader::run(args),
         What::Prep(args) => prep::run(args),

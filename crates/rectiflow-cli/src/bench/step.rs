@@ -14,7 +14,7 @@ use rectiflow_sdxl::{
 use rectiflow_train::{
     bases::Bases,
     components::Components,
-    estimate::{Passes, RecomputedBlocks, UpdateMode},
+    estimate::{Passes, RecomputedBlocks},
     precision::Precision,
     recipe::parse_device,
     synthetic::{Input, Measured, Settings, train_steps},
@@ -202,7 +202,6 @@ fn passes(args: &Args, input: &Input) -> Passes {
         width: width as u64,
         accumulates: args.micro_batches > width,
         fused: keeps_less(args.device),
-        update: UpdateMode::default(),
     }
 }
 

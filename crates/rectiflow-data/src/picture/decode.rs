@@ -7,7 +7,10 @@
 //! PNG's gAMA and cICP chunks are ignored (browsers and training sets disagree about them). Only
 //! the first frame of a GIF or an animated WebP is read.
 //!
-//! HEIC, TIFF and others are listed in `rejected.jsonl` as `unsupported_format`.
+//! AVIF is not supported. The candidates in pure Rust (November 2026): rav1d 1.1 has a C interface
+//! and expects an assembler for its speed, re_rav1d is a 0.1 release of a fork, rav1d-safe and
+//! zenavif are AGPL. Such files are listed in `rejected.jsonl` as `unsupported_format`; convert
+//! them to WebP or PNG.
 
 use std::{
     io::Cursor,
@@ -22,8 +25,6 @@ use image::{
 use crate::{
     picture::{
         Picture,
-        avif::{self, Avif},
-        avif_items::is_avif,
         colour::{self, Samples},
         jpeg,
         jpeg_xl::{JpegXl, Opened, is_jpeg_xl},
@@ -82,10 +83,6 @@ fn size_and_orientation(bytes: &[u8], max_pixels: u64) -> Result<((u32, u32), Or
         let size = Opened::new(bytes, max_pixels)?.size;
         return Ok((size, Orientation::NoTransforms));
     }
-    if is_avif(bytes) {
-        let opened = avif::Opened::new(bytes)?;
-        return Ok((opened.size, opened.orientation));
-    }
     match sniff(bytes)? {
         ImageFormat::Jpeg => jpeg::header(bytes),
         format => {
@@ -131,9 +128,6 @@ impl Stored {
         contained(|| {
             if is_jpeg_xl(bytes) {
                 return decode_jpeg_xl(bytes, max_pixels, memory);
-            }
-            if is_avif(bytes) {
-                return decode_avif(bytes, max_pixels, memory);
             }
             match sniff(bytes)? {
                 ImageFormat::Jpeg => decode_jpeg(bytes, max_pixels, memory),
@@ -192,19 +186,6 @@ fn decode_jpeg_xl(bytes: &[u8], max_pixels: u64, memory: Vec<u8>) -> Result<Stor
         size,
         profile,
         orientation: Orientation::NoTransforms,
-    })
-}
-
-fn decode_avif(bytes: &[u8], max_pixels: u64, memory: Vec<u8>) -> Result<Stored, Fault> {
-    let opened = avif::Opened::new(bytes)?;
-    let (size, orientation) = (opened.size, opened.orientation);
-    check_size(size, max_pixels)?;
-    let Avif { samples, profile } = opened.decode(memory, max_pixels)?;
-    Ok(Stored {
-        samples,
-        size,
-        profile,
-        orientation,
     })
 }
 

@@ -38,7 +38,6 @@ use crate::{
         scan::Accepted,
         settings::PrepSettings,
         signatures::{self, OldRecords},
-        timeline::{Timeline, Work},
     },
     reject::{Fault, Reason},
     source::Source,
@@ -69,7 +68,6 @@ pub(crate) struct Encoding<'a> {
     /// Shape of a bucket's latents, `[C, h, w]`.
     pub(crate) shape: &'a (dyn Fn(Bucket) -> [usize; 3] + Sync),
     pub(crate) plan: &'a str,
-    pub(crate) timeline: &'a Timeline,
 }
 
 /// What the decoding threads share.
@@ -169,24 +167,19 @@ impl Encoding<'_> {
         let (payload, signatures, note) = match self.stored(item) {
             Some(latents) => (Payload::Latents(latents), self.signatures.of(item.id), None),
             None => {
-                let timeline = self.timeline;
-                let bytes = timeline.time(Work::Read, || self.read(accepted.file, item.id))?;
+                let bytes = self.read(accepted.file, item.id)?;
                 let _alone = lock_if_large(accepted, &shared.large);
+                let resize = self.settings.resize;
                 shared.workspaces.with(|workspace| {
-                    let decode = || self.decoded(workspace, accepted, &bytes);
-                    let Decoded { picture, note } = timeline.time(Work::Decode, decode)?;
-                    let sign = || signatures::records(item.id, &picture);
-                    let signatures = timeline.time(Work::Sign, sign);
-                    let resize = self.settings.resize;
-                    let fit = || workspace.fit(picture, &placement, item.bucket, resize);
-                    let pixels = timeline.time(Work::Resize, fit);
-                    Ok((Payload::Pixels(pixels), signatures, note))
+                    let decoded = self.decoded(workspace, accepted, &bytes)?;
+                    let signatures = signatures::records(item.id, &decoded.picture);
+                    let pixels = workspace.fit(decoded.picture, &placement, item.bucket, resize);
+                    Ok((Payload::Pixels(pixels), signatures, decoded.note))
                 })?
             }
         };
-        let record = || self.record(item, &placement);
         Ok(Prepared {
-            record: self.timeline.time(Work::Text, record),
+            record: self.record(item, &placement),
             payload,
             signatures,
             note,
@@ -277,8 +270,7 @@ impl Encoding<'_> {
         let mut done = 0;
         let mut rejected = 0;
         let mut open: Option<OpenObject<'_>> = None;
-        let mut batches = windows.into_iter().flatten();
-        while let Some(batch) = self.timeline.time(Work::Wait, || batches.next()) {
+        for batch in windows.into_iter().flatten() {
             let planned = objects[batch.object];
             let is_last = batch.is_last;
             done += batch.samples.len() as u64;
@@ -301,7 +293,7 @@ impl Encoding<'_> {
             });
             if is_last {
                 rejected = failed;
-                finished(self.timeline.time(Work::Write, || object.finish())?)?;
+                finished(object.finish()?)?;
             } else {
                 open = Some(object);
             }
@@ -333,7 +325,6 @@ fn cut(object: usize, samples: Vec<Sample>, size: usize) -> Vec<Batch> {
 /// The object being written. Its files are created with its first good row.
 struct OpenObject<'a> {
     store: &'a Store,
-    timeline: &'a Timeline,
     /// Shape of its latents, `[C, h, w]`.
     shape: [usize; 3],
     journal: Journal,
@@ -360,7 +351,6 @@ impl<'a> OpenObject<'a> {
         };
         Self {
             store: encoding.store,
-            timeline: encoding.timeline,
             shape: (encoding.shape)(planned.bucket),
             journal,
             writer: None,
@@ -377,14 +367,7 @@ impl<'a> OpenObject<'a> {
                 Err(fault) => self.journal.faults.push((id, fault)),
             }
         }
-        let timeline = self.timeline;
-        let encode = || encode_pixels(&good, self.journal.bucket, self.shape, encode);
-        let latents = timeline.time(Work::Encode, encode)?;
-        timeline.time(Work::Write, || self.append(good, &latents))
-    }
-
-    /// Appends rows. `latents` are those of the samples that had none.
-    fn append(&mut self, good: Vec<Prepared>, latents: &[f16]) -> Result<()> {
+        let latents = encode_pixels(&good, self.journal.bucket, self.shape, encode)?;
         let mut encoded = latents.chunks_exact(self.shape.iter().product());
         for prepared in good {
             let row = match &prepared.payload {
@@ -434,9 +417,8 @@ impl<'a> OpenObject<'a> {
             let done = writer.finish()?;
             self.journal.text_bytes = done.text_bytes;
             self.journal.blocks = done.blocks;
-            let stem = &self.journal.stem;
-            self.journal.signatures_bytes =
-                signatures::write(&self.store.root, stem, &self.signatures)?;
+            self.journal.signatures_bytes = self.signatures.len() as u64;
+            signatures::write(&self.store.root, &self.journal.stem, &self.signatures)?;
         }
         self.store.write_journal(&self.journal)?;
         Ok(self.journal)

@@ -140,9 +140,10 @@ impl Store {
         geometry: &Geometry,
         holders: Holders,
     ) -> Result<Self> {
-        let lock = lock_root(root, holders)?;
+        let folder = root.join(OBJECTS_FOLDER);
+        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
         let mut store = Self {
-            _lock: lock,
+            _lock: lock(root, holders)?,
             root: root.to_owned(),
             codec: codec.clone(),
             geometry: geometry.clone(),
@@ -156,28 +157,6 @@ impl Store {
             store.objects = read_objects(root, &dataset)?;
             store.dataset = Some(dataset);
         }
-        store.read_pending()?;
-        Ok(store)
-    }
-
-    /// Opens the data set in `root`, whatever its codec and geometry are.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open); [`Error::Io`] if there is no data set.
-    pub(crate) fn open_packed(root: &Path, holders: Holders) -> Result<Self> {
-        let manifest = root.join(MANIFEST_FILE);
-        fs::metadata(&manifest).map_err(Error::io(&manifest))?;
-        let lock = lock_root(root, holders)?;
-        let dataset = Dataset::open(root)?;
-        let mut store = Self {
-            _lock: lock,
-            root: root.to_owned(),
-            codec: dataset.manifest().codec.clone(),
-            geometry: dataset.manifest().geometry.clone(),
-            objects: read_objects(root, &dataset)?,
-            pending: Vec::new(),
-            dataset: Some(dataset),
-        };
         store.read_pending()?;
         Ok(store)
     }
@@ -358,13 +337,6 @@ impl Stored {
         }
         manifest.objects.push(object);
     }
-}
-
-/// Makes the folder of journals, and locks the data set.
-fn lock_root(root: &Path, holders: Holders) -> Result<File> {
-    let folder = root.join(OBJECTS_FOLDER);
-    fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-    lock(root, holders)
 }
 
 /// The latents file of an object.

@@ -254,10 +254,7 @@ impl Share {
                 num_files: num_samples as u64,
             });
         }
-        scan.finish(
-            source,
-            &copies_list::left_out(&self.root, &settings.without)?,
-        )?;
+        scan.finish(source, &copies_list::left_out(&self.root)?)?;
         Ok(scan)
     }
 

@@ -24,8 +24,7 @@ pub(crate) fn apply(checked: &Checked, model: &Model, share: RankOf) -> FlatPara
         .into_iter()
         .map(|part| (part.folder(), model::parameters(model, part)))
         .collect();
-    let multiple = checked.recipe.optimizer.state.multiple();
-    FlatParameters::adopt_multiples(&trained, dtype, share, multiple)
+    FlatParameters::adopt_share(&trained, dtype, share)
 }
 
 /// Like [`apply`], for a model that is not trained.

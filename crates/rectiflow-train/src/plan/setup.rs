@@ -4,7 +4,6 @@ use serde::Serialize;
 
 use crate::{
     hardware::{Hardware, Network},
-    plan::estimate::UpdateMode,
     ranks::launch::Sharding,
     recipe::{Checked, sections::Checkpointing},
 };
@@ -52,9 +51,6 @@ pub struct Setup {
     pub budget_gib: Option<f64>,
     /// `ranks.sharding`: how state is split over the ranks.
     pub sharding: Sharding,
-    /// `optimizer.state` and `train.update_in_backward`.
-    #[serde(flatten)]
-    pub update: UpdateMode,
 }
 
 impl Setup {
@@ -68,7 +64,6 @@ impl Setup {
             checkpointing: recipe.memory.checkpointing,
             budget_gib: recipe.memory.budget_gib,
             sharding: recipe.ranks.sharding,
-            update: UpdateMode::of_recipe(recipe),
         }
     }
 

@@ -30,7 +30,6 @@ impl Change {
             "test.",
             "checkpoint.",
             "preview.",
-            "report.",
             "prep.",
             "caption.",
             "guard.",

@@ -13,7 +13,6 @@ use std::{
 use rectiflow_sdxl::{
     cond::{ChunkedIds, Cond},
     error::Result,
-    write::upload,
 };
 use tch::{Kind, Tensor};
 
@@ -148,7 +147,7 @@ fn put_together(
 
 fn index(rows: &[usize], like: &Tensor) -> Tensor {
     let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-    upload(&Tensor::from_slice(&rows), like.device())
+    Tensor::from_slice(&rows).to_device(like.device())
 }
 
 #[cfg(test)]

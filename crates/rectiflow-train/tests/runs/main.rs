@@ -11,7 +11,6 @@ mod evaluations;
 mod false_alarms;
 mod fixture;
 mod guarding;
-mod in_backward;
 #[path = "../../../rectiflow-data/tests/object_server/mod.rs"]
 mod object_server;
 mod precision;
