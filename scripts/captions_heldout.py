@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Gives a folder of pictures the captions of a table: for scripts/captions_use.sh.
+"""Writes the captions of a table beside links to their pictures: for scripts/captions_use.sh.
 
     python3 scripts/captions_heldout.py PICTURES TABLE.jsonl OUT
 

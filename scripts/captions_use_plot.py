@@ -4,9 +4,9 @@
     python3 scripts/captions_use_plot.py RUN PICTURE.png SEED...
 
 RUN holds a run folder MODE-SEED for each mode and seed, and measured-KIND with what demo_measure
-found and kept with prompts of that kind. Writes
-RUN/numbers.json and RUN/tables.md. Differences are from the model of the same seed that was trained
-on short captions, with the standard error over the seeds.
+found and kept with prompts of that kind. Writes RUN/numbers.json and RUN/tables.md. Differences are
+from the model of the same seed that was trained on short captions, with the standard error over the
+seeds.
 """
 
 import json

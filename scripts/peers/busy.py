@@ -37,7 +37,7 @@ def run(args, variables, num_busy):
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     try:
         process = subprocess.Popen(command, env=environment, **pipe)
-        answer = json.loads(process.stdout.read())
+        answer = process.stdout.read()
         _, status, used = os.wait4(process.pid, 0)
     finally:
         for each in busy:
@@ -46,7 +46,7 @@ def run(args, variables, num_busy):
     if status != 0:
         sys.exit(f"{command[0]} bench step failed with status {status}")
     seconds = used.ru_utime + used.ru_stime
-    return {"steps_per_sec": answer["steps_per_sec"], "processor_secs": seconds}
+    return {"steps_per_sec": json.loads(answer)["steps_per_sec"], "processor_secs": seconds}
 
 
 def median(runs, key):
