@@ -4,7 +4,7 @@
 //! they say in Python. `fast_image_resize` rounds the weights of a filter to 16 bits as Pillow-SIMD
 //! does, so up to one value in 60 differs by one from Pillow's, which rounds them to 22: a score
 //! differs by 2e-4. Here the weights, the rounding between the passes and the order of the passes
-//! are those of Pillow 13.0.0. Earlier versions always begin with the width.
+//! are those of Pillow 13.0.0; 12.0.0 has another order (findings/).
 
 use std::f64::consts::PI;
 
@@ -116,7 +116,7 @@ pub(crate) struct Resizer {
 }
 
 /// Width and height in pixels.
-type Size = (u32, u32);
+pub(crate) type Size = (u32, u32);
 
 impl Resizer {
     /// Resizes pixels `[h, w, 3]`.

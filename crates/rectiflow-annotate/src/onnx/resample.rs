@@ -5,7 +5,7 @@
 use rectiflow_data::picture::Picture;
 use serde::{Deserialize, Serialize};
 
-use crate::onnx::convolution::{Kernel, Resizer};
+use crate::onnx::convolution::{Kernel, Resizer, Size};
 
 /// How a picture of another shape fits into an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,9 +56,6 @@ impl Filter {
         }
     }
 }
-
-/// A size in pixels: width, height.
-type Size = (u32, u32);
 
 /// Fits one picture after the other, and keeps the memory that it needs.
 #[derive(Debug, Default)]
@@ -139,9 +136,6 @@ impl Fitter {
     }
 
     fn resized(&mut self, pixels: &[u8], from: Size, to: Size, filter: Filter) -> Vec<u8> {
-        if from == to {
-            return pixels.to_vec();
-        }
         self.resizer.resize(pixels, from, to, filter.kernel())
     }
 }
