@@ -18,13 +18,16 @@ CAPTION = .venv-caption
 LOADERS_DISK = .venv-loaders-disk
 PYTHON313 ?= python3.13
 
-.PHONY: help build cuda-check test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm slurm-prep two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments captions-use guard-runs clean-demo peers-caption peers-score
+.PHONY: help build cuda-check gpu gpu-dry-run count-calls test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm slurm-prep two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments captions-use guard-runs clean-demo peers-caption peers-score peers-watch full-size-step
 
 help:
 	@echo 'make build          build the binary, target/release/rectiflow'
 	@echo 'make demo           convert a tiny SDXL to flow matching and measure it, on the CPU; see runs/demo/report.html'
 	@echo 'make test           run every check of CI, cheapest first'
 	@echo 'make cuda-check     build for GPUs into target/cuda and check the program; needs no GPU (5 GB, twenty minutes)'
+	@echo 'make gpu            make cuda-check, then fill target/gpu for a machine with a GPU; run scripts/gpu/run there'
+	@echo 'make gpu-dry-run    go through every stage of scripts/gpu/run on the CPU, with tiny models'
+	@echo 'make count-calls    count the calls of a step of SDXL on a GPU, and of diffusers; needs no GPU (installs $(PEERS))'
 	@echo 'make fuzz           read mutated files of every format for an hour (FUZZ_SECS, FUZZ_COUNT, FUZZ_SEED)'
 	@echo 'make pairs          compare picture and text of a million rows of each kind of source (PAIRS; 20 minutes, 5 GB)'
 	@echo 'make docs           regenerate the generated pages of docs/'
@@ -41,7 +44,9 @@ help:
 	@echo 'make peers-prep     compare the preparation of pictures with datago and Pillow (installs $(PREP), 0.1 GB)'
 	@echo 'make peers-caption  caption pictures with a real server, transformers serve (installs $(CAPTION), 1.3 GB)'
 	@echo "make peers-score    compare tagging and scoring with Python's onnxruntime (installs $(SCORE), 0.3 GB)"
-	@echo 'make peers-sources  list sources that webdataset, tar, hfutils, webshart, datasets and MosaicML write'
+	@echo 'make full-size-step  train all of SDXL'"'"'s UNet in 19.4 GiB, kill it, resume it and export it (an hour, 50 GB)'
+	@echo 'make peers-watch    read the TensorBoard files of a run with the tensorboard package (installs $(WATCH), 0.1 GB)'
+	@echo 'make peers-sources  list sources that webdataset, tar, hfutils, webshart, datasets, MosaicML and kohya (KOHYA=FOLDER) write'
 	@echo 'make restarts       test restarts under torchrun (installs $(PEERS), 1.6 GB)'
 	@echo 'make slurm          test launch/slurm.sbatch under Slurm; skipped without root, slurm-wlm and munge'
 	@echo 'make slurm-prep     test launch/prep-slurm.sh in the same way'
@@ -61,6 +66,22 @@ cuda-check: export RECTIFLOW_LIBTORCH = cuda
 cuda-check:
 	@$(TORCH); CARGO_TARGET_DIR=target/cuda cargo build --release --workspace --bins --examples --features nccl
 	$(PYTHON) scripts/cuda_check.py target/cuda/release/rectiflow
+
+# What a machine with a GPU needs, in one folder.
+gpu: cuda-check
+	$(PYTHON) scripts/gpu/pack.py target/cuda/release target/gpu
+
+# 50 GB of disk, 20 GiB of memory, an hour. DIFFUSERS=PYTHON opens the export with its diffusers too.
+full-size-step: build
+	@$(TORCH); export LD_LIBRARY_PATH="$$LIBTORCH/lib"; $(PYTHON) scripts/gpu/full_size.py $(if $(DIFFUSERS),--diffusers $(DIFFUSERS))
+
+gpu-dry-run: build
+	scripts/gpu/run --dry-run --out target/gpu-dry-run
+
+count-calls: build
+	$(PYTHON) scripts/peers/environment.py $(PEERS)
+	OMP_NUM_THREADS=1 TORCH_USE_RTLD_GLOBAL=1 $(PEERS)/bin/python scripts/peers/count_calls.py \
+	--rectiflow target/release/rectiflow --out benches/runs/$$(date +%F)-calls/calls.json
 
 demo: build
 	sh scripts/demo.sh
@@ -195,14 +216,23 @@ peers-score: build
 	$(ONNX); PYTHONPATH=scripts/peers $(SCORE)/bin/python scripts/peers/score/compare.py target/peers-score \
 	--program target/release/examples/bench_score --command target/release/rectiflow \
 	--out benches/runs/$$(date +%F)-score --page docs/tags-and-scores.md
-# Sources of pictures as the real tools write them: one environment for MosaicML's, one for the others.
+# What other programs read of a run.
+WATCH = .venv-watch
+peers-watch: build
+	$(PYTHON) scripts/peers/environment.py $(WATCH) scripts/peers/requirements-watch.txt
+	@$(TORCH); cargo build --release -p rectiflow-train --example made_up_run
+	$(WATCH)/bin/python scripts/peers/watch.py target/peers-watch target/release/rectiflow target/release/examples/made_up_run
+
+# Sources of pictures as the real tools write them: one environment for MosaicML's, one for the others. kohya's scripts are
+# run from a checkout of sd-scripts in the folder KOHYA; without it only recorded files are read, by the tests.
 SOURCES = .venv-sources
 peers-sources:
 	$(PYTHON313) scripts/peers/environment.py $(SOURCES) scripts/peers/requirements-sources.txt
 	$(PYTHON) scripts/peers/environment.py $(LOADERS) scripts/peers/requirements-loaders.txt
 	cargo build --release -p rectiflow-data --example list_source
 	TORCH_USE_RTLD_GLOBAL=1 $(PYTHON) scripts/peers/sources.py target/peers-sources \
-	--program target/release/examples/list_source --python $(SOURCES)/bin/python --mosaic $(LOADERS)/bin/python
+	--program target/release/examples/list_source --python $(SOURCES)/bin/python --mosaic $(LOADERS)/bin/python \
+	$(if $(KOHYA),--kohya $(KOHYA))
 
 # The plot needs matplotlib, which the environment of the loaders has.
 mixing: build

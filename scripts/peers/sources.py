@@ -2,19 +2,23 @@
 """Writes a small source of pictures with each real tool and checks that all of it is found.
 
     python3 scripts/peers/sources.py FOLDER --program LIST_SOURCE --python ENV/bin/python \\
-        --mosaic ENV/bin/python
+        --mosaic ENV/bin/python [--kohya SD_SCRIPTS]
 
 Writers: webdataset's ShardWriter, the `tar` program with pictures before texts, hfutils' index
 beside a tar (what cheesechaser reads), webshart's extractor, datasets' `to_parquet` and a file with
-a page index, and MosaicML's MDSWriter. Each sample has a number in its pixels and in its caption.
-The program lists the source and opens each picture; it must return the same bytes with the same
-caption for each number, and no others. Exits with 1 and the differences otherwise.
+a page index, MosaicML's MDSWriter, and the scripts of kohya's sd-scripts that merge captions and
+tags, from a checkout. Folders with metadata for datasets' `imagefolder` are written here and read
+by datasets too, which must pair as the program does. Each sample has a number in its pixels and in
+its caption. The program lists the source and opens each picture; it must return the same bytes with
+the same caption for each number, and no others. Exits with 1 and the differences otherwise.
 """
 
 import argparse
+import ast
 import hashlib
 import io
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -114,6 +118,73 @@ def write_datasets(folder):
     pyarrow.parquet.write_table(table, path, write_page_index=True, **small)
 
 
+def write_imagefolder(folder):
+    """Folders with a table of each format, which datasets reads as well."""
+    import datasets
+    import pandas
+
+    rows = []
+    for number, data, text in samples():
+        form = ("jsonl", "csv", "parquet")[number % 3]
+        path = folder / form / f"sub/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        rows.append({"form": form, "file_name": f"sub/{number}.png", "text": text})
+    for form in ("jsonl", "csv", "parquet"):
+        table = pandas.DataFrame([row for row in rows if row["form"] == form])
+        table = table[["file_name", "text"]]
+        path = folder / form / f"metadata.{form}"
+        if form == "jsonl":
+            table.to_json(path, orient="records", lines=True)
+        elif form == "csv":
+            table.to_csv(path, index=False)
+        else:
+            table.to_parquet(path)
+        cache = folder.parent / "datasets-cache"
+        own = datasets.load_dataset(
+            "imagefolder", data_dir=str(folder / form), split="train", cache_dir=str(cache)
+        )
+        for row in own:
+            red, green, _ = row["image"].getpixel((0, 0))
+            if row["text"] != caption(red + 256 * green):
+                sys.exit(f"datasets pairs {row['text']!r} with picture {red + 256 * green}")
+
+
+def write_kohya(folder):
+    """meta_cap.json by the scripts of a checkout in KOHYA. They import all of the trainer for one
+    function, so a library with this function alone stands in for it."""
+    checkout = pathlib.Path(os.environ["KOHYA"])
+    source = (checkout / "library/train_util.py").read_text()
+    parts = []
+    for node in ast.parse(source).body:
+        names = [target.id for target in getattr(node, "targets", []) if hasattr(target, "id")]
+        if getattr(node, "name", "") == "glob_images_pathlib" or "IMAGE_EXTENSIONS" in names:
+            parts.append(ast.get_source_segment(source, node))
+    library = folder.parent / "kohya-library/library"
+    library.mkdir(parents=True, exist_ok=True)
+    (library / "train_util.py").write_text("\n".join(parts))
+    (library / "utils.py").write_text("def setup_logging():\n    pass\n")
+
+    texts = []
+    for number, data, text in samples():
+        path = folder / f"{number % 3 + 2}_part" / f"{number:03}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        path.with_suffix(".caption").write_text(text)
+        path.with_suffix(".txt").write_text(f"1girl, solo, number_{number}")
+        texts += [path.with_suffix(".caption"), path.with_suffix(".txt")]
+    environment = {**os.environ, "PYTHONPATH": str(library.parent)}
+    meta = folder.resolve() / "meta_cap.json"
+    for script in ("merge_captions_to_metadata", "merge_dd_tags_to_metadata"):
+        command = [sys.executable, checkout / f"finetune/{script}.py", folder.resolve(), meta]
+        options = ["--full_path", "--recursive"]
+        subprocess.run([*command, *options], env=environment, check=True, capture_output=True)
+    clean = [sys.executable, checkout / "finetune/clean_captions_and_tags.py", meta, meta]
+    subprocess.run(clean, env=environment, check=True, capture_output=True)
+    for path in texts:
+        path.unlink()
+
+
 def write_mds(folder):
     from streaming import MDSWriter
 
@@ -132,6 +203,8 @@ WRITERS = {
     "hfutils": write_hfutils,
     "webshart": write_webshart,
     "datasets": write_datasets,
+    "imagefolder": write_imagefolder,
+    "kohya": write_kohya,
     "mosaicml-streaming": write_mds,
 }
 MOSAIC = "mosaicml-streaming"
@@ -181,13 +254,19 @@ def main():
     parser.add_argument("--program", help="target/release/examples/list_source")
     parser.add_argument("--python", help="an environment with all tools but MosaicML's")
     parser.add_argument("--mosaic", help="an environment with mosaicml-streaming")
+    parser.add_argument("--kohya", help="a checkout of kohya's sd-scripts")
     parser.add_argument("--write", choices=WRITERS)
     args = parser.parse_args()
     if args.write:
         write(args.write, args.folder)
         return
     shutil.rmtree(args.folder, ignore_errors=True)
+    if args.kohya:
+        os.environ["KOHYA"] = str(pathlib.Path(args.kohya).resolve())
     for name in WRITERS:
+        if name == "kohya" and not args.kohya:
+            print("kohya: not run; KOHYA=FOLDER names a checkout of sd-scripts")
+            continue
         python = args.mosaic if name == MOSAIC else args.python
         folder = args.folder / name
         subprocess.run([python, __file__, folder, "--write", name], check=True)

@@ -30,6 +30,7 @@ mod terminal;
 mod tokens;
 mod train;
 mod train_line;
+mod watch;
 
 use std::io::{self, Write};
 
@@ -78,6 +79,7 @@ enum Command {
     Export(export::ExportArgs),
     Import(export::ImportArgs),
     Report(report::Args),
+    Watch(watch::Args),
     Schedule(schedule::Args),
     Tokens(tokens::Args),
     Forward(forward::Args),
@@ -134,6 +136,7 @@ impl Command {
             | Self::Export(_)
             | Self::Import(_)
             | Self::Report(_)
+            | Self::Watch(_)
             | Self::Schedule(_)
             | Self::Tokens(_) => false,
         }
@@ -156,6 +159,7 @@ fn run(command: Command) -> anyhow::Result<Answer> {
         Command::Export(args) => export::export(&args),
         Command::Import(args) => export::import(&args),
         Command::Report(args) => report::run(&args),
+        Command::Watch(args) => watch::run(&args),
         Command::Schedule(args) => schedule::run(&args),
         Command::Tokens(args) => Ok(tokens::run(&args)),
         Command::Forward(args) => forward::run(&args),
@@ -193,7 +197,7 @@ mod tests {
 
     #[test]
     fn the_last_of_a_repeated_option_wins_in_every_command() {
-        const VALUES: [&str; 15] = [
+        const VALUES: [&str; 16] = [
             "4",
             "1000",
             "1",
@@ -209,6 +213,7 @@ mod tests {
             "simple",
             "0.5",
             "0/1",
+            "127.0.0.1",
         ];
         let mut found = Vec::new();
         commands(&[], &super::Cli::command(), &mut found);

@@ -235,12 +235,14 @@ fn set_ups(setups: &Setups) -> String {
 }
 
 /// Names of the rows of [`set_ups`].
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 10] = [
     "GPUs",
     "train.micro_batch",
     "train.micro_batches",
     "memory.checkpointing",
     "ranks.sharding",
+    "optimizer.state",
+    "train.update_in_backward",
     "memory of one GPU",
     "samples/s",
     "hours, money",
@@ -256,6 +258,8 @@ fn column(priced: &Priced, num_blocks: usize) -> [String; NAMES.len()] {
         setup.micro_batches.to_string(),
         checkpointing(priced, num_blocks),
         sharding(setup.sharding).to_owned(),
+        setup.update.moments.name().to_owned(),
+        setup.update.in_backward.to_string(),
         giga(priced.memory_bytes),
         short(priced.time.samples_per_sec, 4),
         match priced.time.money {

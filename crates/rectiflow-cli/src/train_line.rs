@@ -268,6 +268,7 @@ mod tests {
             flops: 3_000_000_000_000,
             applied: true,
             spent: Some(3.456),
+            resident_bytes: None,
             ranks: None,
         };
         live.show_step(&step);

@@ -329,11 +329,43 @@ fn near_copies_are_shown_on_a_page_and_dropped_when_asked() {
     assert!(stdout(&again).contains("1 near copy"), "{}", stdout(&again));
     let none = rectiflow(&["dedupe", root.path().join("set").to_str().unwrap()]);
     assert_eq!(none.status.code(), Some(2), "{}", stderr(&none));
-    assert!(
-        stderr(&none).contains("prepare it first"),
-        "{}",
-        stderr(&none)
-    );
+    assert!(stderr(&none).contains("--work FOLDER"), "{}", stderr(&none));
     let url = rectiflow(&["dedupe", "s3://bucket/set"]);
     assert_eq!(url.status.code(), Some(2), "{}", stderr(&url));
+}
+
+#[test]
+fn near_copies_of_a_source_are_listed_and_left_out() {
+    let root = tempfile::tempdir().unwrap();
+    let (set, work) = (root.path().join("set"), root.path().join("work"));
+    fs::create_dir(&set).unwrap();
+    striped(&set.join("red.png"), [250, 60, 40], false);
+    striped(&set.join("mirrored.png"), [250, 60, 40], true);
+    write_picture(&set.join("plain.png"), 200);
+    fs::write(set.join("plain.txt"), "a colour").unwrap();
+    let arguments = [set.to_str().unwrap(), "--work", work.to_str().unwrap()];
+    let found = json(&rectiflow(
+        &[&["--json", "dedupe"], &arguments[..]].concat(),
+    ));
+    let clusters = found["near_copies"]["clusters"].as_array().unwrap();
+    assert_eq!(clusters.len(), 1);
+    let page = fs::read_to_string(work.join("near-copies.html")).unwrap();
+    assert_eq!(page.matches("data:image/png;base64,").count(), 2);
+    let list = work.join("near-copies.jsonl");
+    let prepared = prep(root.path(), &["--without", list.to_str().unwrap()]);
+    assert!(
+        stdout(&prepared).contains("1 near copy"),
+        "{}",
+        stdout(&prepared)
+    );
+
+    // What belongs to a data set is refused, and what belongs to a source needs a folder.
+    for wrong in [
+        [&arguments[..], &["--drop"]].concat(),
+        [&arguments[..], &["--pictures", "x"]].concat(),
+        vec![set.to_str().unwrap(), "--set", "prep.seed=1"],
+    ] {
+        let refused = rectiflow(&[&["dedupe"], &wrong[..]].concat());
+        assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    }
 }

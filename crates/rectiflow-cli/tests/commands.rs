@@ -337,6 +337,12 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
         1,
         &["no/such/run", "metrics.jsonl"],
     ),
+    (&["watch", "no/such/run"], 1, &["no/such/run"]),
+    (
+        &["watch", "ftp://host/run"],
+        2,
+        &["ftp://host/run", "s3://"],
+    ),
 ];
 
 /// 150 million samples in 139 hours on 32 H100s, $16k, with the 31 GB per GPU that `once` needs.
@@ -481,7 +487,7 @@ fn every_command_explains_itself() {
     assert!(overview.contains("Exit codes"), "{overview}");
     let commands = [
         "prep", "inspect", "train", "eval", "replay", "sample", "export", "import", "report",
-        "schedule", "tokens", "forward", "bench",
+        "watch", "schedule", "tokens", "forward", "bench",
     ];
     for command in commands {
         let line = overview
@@ -811,7 +817,13 @@ fn a_report_is_one_page_that_needs_nothing_else() {
         "pictures that are gone are left out"
     );
     let foreign = [
-        "http://", "https://", "src=\"/", "url(", "<script", "@import", "<link",
+        "http://",
+        "https://",
+        "src=\"/",
+        "url(",
+        "<script src",
+        "@import",
+        "<link",
     ];
     let found: Vec<_> = foreign
         .iter()

@@ -30,6 +30,10 @@ fn step(more: &[&str]) -> Value {
     serde_json::from_str(text.lines().last().unwrap()).unwrap()
 }
 
+/// Resident pages of mapped files on the machine whose program the estimate counts ("AMD EPYC",
+/// family 26, 2026-11-30). They depend on the page cache: another machine had 15 MB fewer.
+const FILE_BYTES: f64 = 91e6;
+
 #[test]
 fn the_estimate_is_what_a_step_takes_to_a_tenth() {
     let mut wrong = Vec::new();
@@ -38,14 +42,15 @@ fn the_estimate_is_what_a_step_takes_to_a_tenth() {
             &["--batch", "4"][..],
             &["--batch", "4", "--checkpointing"],
             &["--batch", "4", "--budget-gib", "0.4"],
-            &["--batch", "4", "--micro-batches", "2"],
+            &["--batch", "8", "--micro-batches", "2"],
         ] {
             let found = step(&[&["--dtype", dtype], more].concat());
-            let [peak, estimated] =
-                ["peak_bytes", "estimated_bytes"].map(|key| found[key].as_f64().unwrap());
-            if (estimated / peak - 1.0).abs() > 0.1 {
+            let [peak, files, estimated] = ["peak_bytes", "file_bytes", "estimated_bytes"]
+                .map(|key| found[key].as_f64().unwrap());
+            if ((estimated - FILE_BYTES) / (peak - files) - 1.0).abs() > 0.1 {
                 wrong.push(format!(
-                    "{dtype} {more:?}: estimated {estimated:e}, took {peak:e}"
+                    "{dtype} {more:?}: estimated {estimated:e}, took {peak:e}, of which {files:e} \
+                     are pages of files"
                 ));
             }
         }

@@ -2,13 +2,20 @@
 
 use std::{fmt, io, ops::Range, path::PathBuf};
 
+use nix::errno::Errno;
+
+/// A process has as many files open as it may.
+const TOO_MANY_FILES: i32 = Errno::EMFILE as i32;
+/// A disk fails.
+const INPUT_OUTPUT: i32 = Errno::EIO as i32;
+
 /// A failure of this crate. Each message says what, where, what was expected and found, and what to
 /// do next.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused an operation on a file or folder.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), advice(source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -85,6 +92,41 @@ pub enum Error {
     },
 }
 
+/// What to do about an error of the operating system, behind its words. Empty where the path says
+/// all.
+pub fn advice(error: &io::Error) -> &'static str {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::StorageFull => {
+            "; free space on this disk or name a folder on another: what is complete stays, and \
+             the same command goes on from there"
+        }
+        Kind::QuotaExceeded => {
+            "; free space within the quota or name a folder outside of it: what is complete \
+             stays, and the same command goes on from there"
+        }
+        Kind::ReadOnlyFilesystem => "; name a folder on a disk that can be written",
+        Kind::PermissionDenied => {
+            "; let the user that runs this read it, and write it if it is an output, or name \
+             another place"
+        }
+        Kind::FileTooLarge => {
+            "; the file system or `ulimit -f` allows no longer files: name a folder elsewhere"
+        }
+        Kind::StaleNetworkFileHandle => {
+            "; the network file system lost it: mount it again, and run the same command"
+        }
+        _ => match error.raw_os_error() {
+            Some(TOO_MANY_FILES) => "; allow more open files with `ulimit -n 65536`",
+            Some(INPUT_OUTPUT) => {
+                "; the disk cannot be read or written there: look at the system's log (dmesg), \
+                 and use another disk"
+            }
+            _ => "",
+        },
+    }
+}
+
 /// Displays a range in a message, if there is one.
 struct BytesOf<'a>(&'a Option<Range<u64>>);
 
@@ -124,4 +166,34 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_system_say_what_to_do() {
+        for (code, words) in [
+            (Errno::ENOSPC, "free space on this disk"),
+            (Errno::EDQUOT, "within the quota"),
+            (Errno::EROFS, "that can be written"),
+            (Errno::EACCES, "let the user that runs this read it"),
+            (Errno::EFBIG, "ulimit -f"),
+            (Errno::ESTALE, "mount it again"),
+            (Errno::EMFILE, "ulimit -n"),
+            (Errno::EIO, "dmesg"),
+        ] {
+            let error = io::Error::from_raw_os_error(code as i32);
+            let message = Error::io("set/latents/a.safetensors")(error).to_string();
+            assert!(
+                message.starts_with("set/latents/a.safetensors: "),
+                "{message}"
+            );
+            assert!(message.contains(words), "{code}: {message}");
+        }
+        let error = io::Error::from_raw_os_error(Errno::ENOENT as i32);
+        let message = Error::io("gone")(error).to_string();
+        assert_eq!(message, "gone: No such file or directory (os error 2)");
+    }
 }

@@ -141,6 +141,166 @@ fn a_listing_that_cannot_be_complete_is_an_error() {
     );
 }
 
+/// Writes a folder of pictures with every kind of text, and names that a URL has to write in
+/// another way: its pictures and captions are the numbers 0 to 7.
+fn write_loose(root: &Path) {
+    let names = [
+        "a.png",
+        "a_0.5.png",
+        "b [1]~#%20?.png",
+        "sub/a.png",
+        "sub/deep/\u{e9} +&.webp.png",
+        "10_kohya/c.png",
+    ];
+    for (id, name) in (0..).zip(names) {
+        let path = root.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, picture(id)).unwrap();
+        let caption = format!("loose {id}");
+        match id % 3 {
+            0 => fs::write(path.with_extension("txt"), caption).unwrap(),
+            1 => {
+                let json = format!("{{\"caption\": \"{caption}\", \"width\": 64, \"height\": 64}}");
+                fs::write(format!("{}.json", path.display()), json).unwrap();
+            }
+            _ => fs::write(path.with_extension("caption"), caption).unwrap(),
+        }
+    }
+    fs::write(root.join("sub/row.png"), picture(6)).unwrap();
+    let lines = "{\"file_name\": \"row.png\", \"text\": \"loose 6\"}\n\
+                 {\"file_name\": \"gone.png\", \"text\": \"lost\"}\n";
+    fs::write(root.join("sub/metadata.jsonl"), lines).unwrap();
+    fs::write(root.join("1000123.png"), picture(7)).unwrap();
+    let posts = "id,tag_string_general,rating,score\n1000123,1girl long_hair,g,5\n";
+    fs::write(root.join("posts.csv"), posts).unwrap();
+    fs::write(root.join(".hidden.png"), picture(8)).unwrap();
+    fs::write(root.join("orphan.txt"), "no picture").unwrap();
+}
+
+/// What a list of remarks says, in order.
+fn lines(source: &Source) -> Vec<String> {
+    let remarks = source.remarks().iter();
+    let mut lines: Vec<String> = remarks.map(|remark| format!("{remark:?}")).collect();
+    lines.sort();
+    lines
+}
+
+/// A server that answers a second request of each kind, after a fault.
+fn faulty(request: &Request) -> Option<Fault> {
+    match (request.repeat, request.number % 5) {
+        (0, 2) => Some(Fault::Status(503)),
+        (0, 4) if request.method == "GET" && request.query.is_empty() => Some(Fault::Cut(3)),
+        _ => None,
+    }
+}
+
+#[test]
+fn loose_pictures_in_a_bucket_are_read_as_from_a_disk() {
+    let Ok(bucket) = std::env::var(object_server::CHILD) else {
+        let root = tempfile::tempdir().unwrap();
+        let bucket = root.path().join("bucket");
+        write_loose(&bucket.join("data"));
+        let test = "loose_pictures_in_a_bucket_are_read_as_from_a_disk";
+        return object_server::with_s3(test, &bucket, faulty);
+    };
+    let local = list(Path::new(&bucket).join("data"), SourceKind::Auto).unwrap();
+    assert_eq!(local.samples().len(), 8);
+    for kind in [SourceKind::Auto, SourceKind::Folder] {
+        let far = list("s3://bucket/data", kind).unwrap();
+        assert_eq!(contents(&far), contents(&local));
+        assert_eq!(lines(&far), lines(&local));
+        assert!(lines(&far).iter().any(|line| line.contains("gone.png")));
+        for (far_sample, sample) in far.samples().iter().zip(local.samples()) {
+            let path = Path::new(&bucket).join("data").join(sample.address());
+            let bytes = fs::metadata(path).unwrap().len();
+            assert_eq!(far_sample.size_bytes(), Some(bytes));
+            let texts = (far.text(far_sample), local.text(sample));
+            assert_eq!(texts.0.text, texts.1.text, "{}", sample.address());
+        }
+    }
+}
+
+#[test]
+fn pictures_that_a_table_at_a_plain_server_names_are_read() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("set");
+    fs::create_dir_all(folder.join("images")).unwrap();
+    let mut lines = String::new();
+    let mut csv = "file_name,text\n".to_owned();
+    for id in 0..20 {
+        fs::write(folder.join(format!("images/{id:02} [x].png")), picture(id)).unwrap();
+        lines +=
+            &format!("{{\"file_name\": \"images/{id:02} [x].png\", \"text\": \"row {id}\"}}\n");
+        csv += &format!("./images/{id:02} [x].png,row {id}\n");
+    }
+    fs::write(folder.join("metadata.jsonl"), &lines).unwrap();
+    fs::write(folder.join("pictures.csv"), csv).unwrap();
+    let server = ObjectServer::start(root.path(), faulty);
+    let local = list(folder.join("images"), SourceKind::Auto).unwrap();
+    assert_eq!(local.samples().len(), 20);
+    // The folder, whose metadata.jsonl is looked for, and a table by name.
+    for place in ["set", "set/pictures.csv", "set/metadata.jsonl"] {
+        let far = list(format!("{}/{place}", server.url()), SourceKind::Auto).unwrap();
+        assert!(far.remarks().is_empty(), "{place}: {:?}", far.remarks());
+        let found = contents(&far);
+        assert_eq!(found.len(), 20, "{place}");
+        for (id, (address, pixels, captions)) in (0..).zip(found) {
+            assert_eq!(address, format!("images/{id:02} [x].png"));
+            assert_eq!((pixels, captions), (id, vec![format!("row {id}")]));
+        }
+    }
+}
+
+#[test]
+fn a_picture_that_a_server_does_not_have_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("a.png"), picture(1)).unwrap();
+    let rows = "{\"file_name\": \"a.png\", \"text\": \"a\"}\n\
+                {\"file_name\": \"gone.png\", \"text\": \"b\"}\n\
+                {\"file_name\": \"https://other/c.png\", \"text\": \"c\"}\n";
+    fs::write(root.path().join("metadata.jsonl"), rows).unwrap();
+    let server = ObjectServer::start(root.path(), |_| None);
+    let source = list(server.url(), SourceKind::Auto).unwrap();
+    assert_eq!(source.samples().len(), 2);
+    let fault = source.open(&source.samples()[1]).unwrap_err();
+    assert!(fault.detail.contains("no such object"), "{fault:?}");
+    assert!(fault.detail.contains("/gone.png"), "{fault:?}");
+    let remarks = lines(&source);
+    assert!(
+        remarks.len() == 1 && remarks[0].contains("outside of the source"),
+        "{remarks:?}"
+    );
+
+    // A table that names nothing.
+    fs::write(root.path().join("metadata.jsonl"), "{\"text\": \"a\"}\n").unwrap();
+    let error = list(server.url(), SourceKind::Auto)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("no table names a picture"), "{error}");
+    assert!(
+        error.contains("metadata.jsonl: row 1: it names no image"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_table_that_cannot_be_reached_ends_the_listing() {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(
+        root.path().join("metadata.csv"),
+        "file_name,text\na.png,a\n",
+    )
+    .unwrap();
+    let denied = |request: &Request| {
+        let is_table = request.name == "metadata.csv" && request.method == "GET";
+        is_table.then_some(Fault::Status(403))
+    };
+    let server = ObjectServer::start(root.path(), denied);
+    let error = list(server.url(), SourceKind::Auto).unwrap_err();
+    assert!(matches!(error, Error::Remote { .. }), "{error}");
+    assert!(error.to_string().contains("denies access"), "{error}");
+}
+
 const CHILD: &str = "RECTIFLOW_TEST_SOURCES_BUCKET";
 
 #[test]
@@ -159,13 +319,8 @@ fn a_prefix_in_a_bucket_is_listed() {
         assert_eq!(far.samples().len(), num);
     }
     // Loose pictures, and several kinds at once.
-    let error = list("s3://bucket/loose", SourceKind::Auto)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("loose pictures at a URL are not read"),
-        "{error}"
-    );
+    let loose = list("s3://bucket/loose", SourceKind::Auto).unwrap();
+    assert_eq!(loose.samples().len(), 1);
     let error = list("s3://bucket/data", SourceKind::Auto)
         .unwrap_err()
         .to_string();

@@ -2,48 +2,42 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod small_preparation;
+
 use std::{collections::BTreeMap, fs, io::Cursor, path::Path};
 
-use half::f16;
 use image::{DynamicImage, Rgb, RgbImage, codecs::jpeg::JpegEncoder, imageops};
 use rectiflow_data::{
-    Codec, Dataset, PrepSettings, PrepSummary, RgbBatch,
-    near_copies::{NEAR_COPIES_FILE, NearCopies, drop_near_copies, find_near_copies},
+    Dataset, PrepSettings, PrepSummary, RgbBatch, SampleId,
+    annotation::{Annotation, Kind},
+    near_copies::{
+        NEAR_COPIES_FILE, NearCopies, NearCopyEvent, drop_near_copies, find_near_copies,
+    },
     picture::Picture,
+    prep::{SignedAgain, find_near_copies_in_source, sign_again},
     prepare,
     reject::Reason,
     small_pictures::SmallPictures,
 };
+use small_preparation::{codec, zeros};
 
 const NUM_SCENES: u32 = 24;
 
-fn codec() -> Codec {
-    Codec {
-        vae: "grey".to_owned(),
-        hash: "44".repeat(32),
-        scaling_factor: 0.13025,
-        down_factor: 8,
-        channels: 4,
-        dtype: "F16".to_owned(),
-    }
-}
-
 fn settings() -> PrepSettings {
     PrepSettings {
-        area_px: 64 * 64,
-        step_px: 16,
-        bucket_min_px: 32,
-        bucket_max_px: 128,
-        min_side_px: 16,
         object_rows: 32,
         test_fraction: 0.5,
-        ..PrepSettings::default()
+        ..small_preparation::settings()
     }
 }
 
 /// A drawn scene: waves of three colours that the number decides.
 fn scene(number: u32, width: u32, height: u32) -> RgbImage {
-    let draw = |k: u32| (number * 7919 + k * 104_729) % 1000;
+    // Hashed: with a product and a remainder, two scenes differed by a thirtieth of their range.
+    let draw = |k: u32| {
+        let bytes = [number, k].map(u32::to_le_bytes).concat();
+        xxhash_rust::xxh3::xxh3_64(&bytes) % 1000
+    };
     let wave = |channel: u32, x: f32, y: f32| {
         let [a, b, c] = [0, 1, 2].map(|k| draw(3 * channel + k) as f32 / 1000.0);
         let turns = (2.0 + 9.0 * a) * x + (2.0 + 9.0 * b) * y + 6.0 * c;
@@ -90,10 +84,7 @@ fn save(folder: &Path, name: &str, image: &DynamicImage) {
 }
 
 fn run(source: &Path, out: &Path, settings: &PrepSettings) -> PrepSummary {
-    let mut encode = |batch: &RgbBatch| {
-        let num_squares = (batch.width_px / 8 * (batch.height_px / 8)) as usize;
-        Ok(vec![f16::ONE; batch.num_images * 4 * num_squares])
-    };
+    let mut encode = |batch: &RgbBatch| Ok(zeros(batch));
     prepare(source, out, settings, &codec(), &mut encode, &mut |_| {}).unwrap()
 }
 
@@ -245,4 +236,241 @@ fn figures_are_the_pictures_or_what_was_compared() {
         assert!(address == first.address || is_nearer, "{address}");
     }
     assert!(small.picture("nothing.png", 160).is_none());
+}
+
+#[test]
+fn of_equal_pictures_the_one_with_the_highest_score_stays() {
+    let [source, out] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    pictures(source.path());
+    let tables = tempfile::tempdir().unwrap();
+    let table = tables.path().join("scores.jsonl");
+    let score = |name: &str, rank: f64| {
+        let bytes = fs::read(source.path().join(name)).unwrap();
+        let row = Annotation {
+            score: Some(7.0 * rank),
+            rank: Some(rank),
+            ..Annotation::new(SampleId::of(&bytes), name, Kind::Score, "s")
+        };
+        row.to_line() + "\n"
+    };
+    // Smaller ones stay behind whatever their score is.
+    let lines = [
+        score("03-mirror.png", 0.5),
+        score("06.png", 0.2),
+        score("06-mirror.png", 0.9),
+        score("09-small.jpg", 1.0),
+    ];
+    fs::write(&table, lines.concat()).unwrap();
+    let scored = PrepSettings {
+        annotations: vec![table.clone()],
+        ..settings()
+    };
+    run(source.path(), out.path(), &scored);
+    let found = find(out.path());
+    let mut kept: Vec<&str> = found
+        .clusters
+        .iter()
+        .map(|c| c[0].address.as_str())
+        .collect();
+    kept.sort_unstable();
+    let expected = [
+        "00.png",
+        "03-mirror.png",
+        "06-mirror.png",
+        "09.png",
+        "12.png",
+        "15.png",
+        "18.png",
+        "21.png",
+    ];
+    assert_eq!(kept, expected);
+    let sixth = found
+        .clusters
+        .iter()
+        .find(|c| c[0].address == "06-mirror.png")
+        .unwrap();
+    assert_eq!((sixth[0].score, sixth[1].score), (Some(0.9), Some(0.2)));
+
+    // A table that is gone counts for nothing, and is no error.
+    fs::remove_file(&table).unwrap();
+    assert_eq!(addresses(&find(out.path())), self::expected());
+}
+
+#[test]
+fn lost_and_old_signatures_are_made_again_from_the_pictures() {
+    let [source, out] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    pictures(source.path());
+    run(source.path(), out.path(), &settings());
+    let before = find(out.path());
+    let sign = || sign_again(out.path(), source.path(), &mut |_| {}).unwrap();
+    assert_eq!(sign(), SignedAgain::default(), "nothing is lost yet");
+
+    // One file is lost, one is torn, the others are of the first version, which had no head.
+    let folder = out.path().join("prep/signatures");
+    let mut files: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    files.sort();
+    assert!(files.len() >= 2, "{files:?}");
+    let contents: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).unwrap()).collect();
+    for (number, (file, bytes)) in files.iter().zip(&contents).enumerate() {
+        match number {
+            0 => fs::remove_file(file).unwrap(),
+            1 => fs::write(file, &bytes[..bytes.len() / 2]).unwrap(),
+            _ => fs::write(file, &bytes[8..]).unwrap(),
+        }
+    }
+    let lost = find(out.path());
+    assert!(lost.num_unsigned > 0 && lost.num_unsigned < lost.num_pictures);
+    assert_eq!(sign().signed, lost.num_unsigned);
+    for (file, bytes) in files.iter().zip(&contents) {
+        assert!(fs::read(file).unwrap() == *bytes, "{}", file.display());
+    }
+    let after = find(out.path());
+    assert_eq!(addresses(&after), addresses(&before));
+    assert_eq!(after.num_unsigned, 0);
+
+    // A picture that changed is not the one that was packed.
+    fs::remove_dir_all(&folder).unwrap();
+    fs::write(source.path().join("01.png"), b"no picture").unwrap();
+    fs::remove_file(source.path().join("02.png")).unwrap();
+    assert_eq!(sign().missing, 2);
+    assert_eq!(find(out.path()).num_unsigned, 2);
+    let again = run(source.path(), out.path(), &settings());
+    assert_eq!(again.written_rows, 0, "and nothing is encoded");
+}
+
+/// Searches a source. Returns what was found and the number of pictures that were read.
+fn search(source: &Path, work: &Path, settings: &PrepSettings) -> (NearCopies, usize) {
+    let lines = || {
+        let text = fs::read_to_string(work.join("pictures.jsonl")).unwrap_or_default();
+        text.lines().filter(|line| line.starts_with('{')).count()
+    };
+    let before = lines();
+    let found = find_near_copies_in_source(source, work, settings, &mut |_| {}).unwrap();
+    (found, lines() - before)
+}
+
+#[test]
+fn a_source_is_searched_without_a_data_set_and_prep_leaves_out_what_is_listed() {
+    let [source, work, out] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    pictures(source.path());
+    fs::write(
+        source.path().join("broken.png"),
+        b"\x89PNG\r\n\x1a\nno more",
+    )
+    .unwrap();
+    fs::copy(
+        source.path().join("01.png"),
+        source.path().join("01-same.png"),
+    )
+    .unwrap();
+    let num_pictures = u64::from(NUM_SCENES + 2 * NUM_SCENES / 3);
+    let (found, num_read) = search(source.path(), work.path(), &settings());
+    assert_eq!((found.num_pictures, found.num_unsigned), (num_pictures, 0));
+    assert_eq!(addresses(&found), expected());
+    assert_eq!(num_read as u64, num_pictures + 2);
+    assert!(
+        found
+            .clusters
+            .iter()
+            .flatten()
+            .all(|copy| copy.split.is_none())
+    );
+
+    // A later search reads what is new, and what lost its signature.
+    assert_eq!(search(source.path(), work.path(), &settings()).1, 0);
+    fs::copy(
+        source.path().join("02.png"),
+        source.path().join("02-same.png"),
+    )
+    .unwrap();
+    let signatures = work.path().join("signatures.bin");
+    let file = fs::File::options().write(true).open(&signatures).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 100).unwrap();
+    let (again, num_read) = search(source.path(), work.path(), &settings());
+    assert!((2..=3).contains(&num_read), "{num_read}");
+    assert_eq!(again.num_unsigned, 0);
+    assert_eq!(addresses(&again), expected());
+
+    // The list.
+    let list = work.path().join(NEAR_COPIES_FILE);
+    let without = PrepSettings {
+        without: vec![list.clone()],
+        ..settings()
+    };
+    let prepared = run(source.path(), out.path(), &without);
+    let num_copies = u64::from(2 * NUM_SCENES / 3);
+    assert_eq!(prepared.rejected[&Reason::NearCopy], num_copies);
+    assert_eq!(
+        prepared.train_rows + prepared.test_rows,
+        u64::from(NUM_SCENES)
+    );
+    assert!(find(out.path()).clusters.is_empty());
+
+    // A list that is not there is a mistake.
+    fs::remove_file(&list).unwrap();
+    let mut encode = |_: &RgbBatch| panic!("nothing may be encoded");
+    let error = prepare(
+        source.path(),
+        out.path(),
+        &without,
+        &codec(),
+        &mut encode,
+        &mut |_| {},
+    );
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains(NEAR_COPIES_FILE), "{error}");
+}
+
+#[test]
+fn an_interrupted_search_goes_on_where_it_was() {
+    let [source, whole, halves] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    pictures(source.path());
+    let (expected, num_read) = search(source.path(), whole.path(), &settings());
+    search(source.path(), halves.path(), &settings());
+    // As a kill leaves it: signatures without facts, and half a line.
+    let facts = halves.path().join("pictures.jsonl");
+    let text = fs::read_to_string(&facts).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let kept = lines[..lines.len() / 2].join("\n") + "\n{\"path\": \"0";
+    fs::write(&facts, kept).unwrap();
+    let (found, num_again) = search(source.path(), halves.path(), &settings());
+    assert!(
+        num_again > 0 && num_again < num_read,
+        "{num_again} of {num_read}"
+    );
+    assert_eq!(addresses(&found), addresses(&expected));
+
+    let mut events = Vec::new();
+    let mut take = |event| {
+        if let NearCopyEvent::Signing {
+            done, num_pictures, ..
+        } = event
+        {
+            events.push((done, num_pictures));
+        }
+    };
+    let settings = settings();
+    find_near_copies_in_source(source.path(), halves.path(), &settings, &mut take).unwrap();
+    assert_eq!(events.last(), Some(&(num_read as u64, num_read as u64)));
+}
+
+#[test]
+fn the_filter_keeps_pictures_out_of_the_search() {
+    let [source, work] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    pictures(source.path());
+    let filtered = PrepSettings {
+        filter: "width >= 150".to_owned(),
+        ..settings()
+    };
+    let (found, _) = search(source.path(), work.path(), &filtered);
+    let small = found
+        .clusters
+        .iter()
+        .flatten()
+        .filter(|copy| copy.width_px < 150);
+    assert_eq!(small.count(), 0);
+    assert_eq!(found.clusters.len() as u32, NUM_SCENES / 3);
 }

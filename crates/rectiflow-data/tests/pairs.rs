@@ -119,8 +119,21 @@ struct Expected {
     has_text: bool,
 }
 
-/// Opens every sample of a source and compares its pixels with its address and its text.
+/// As [`check_pairs`]; what is no sample must be named.
 fn check(place: &Path, kind: SourceKind, expected: impl Fn(u64) -> Expected) {
+    let source = check_pairs(place, kind, &expected);
+    let num_named = (0..num_rows())
+        .filter(|&id| !expected(id).is_listed)
+        .count();
+    assert!(
+        source.remarks().len() >= num_named,
+        "{}",
+        source.remarks().len()
+    );
+}
+
+/// Opens every sample of a source and compares its pixels with its address and its text.
+fn check_pairs(place: &Path, kind: SourceKind, expected: impl Fn(u64) -> Expected) -> Source {
     let out = tempfile::tempdir().unwrap();
     let source = Source::list(place, out.path(), kind, Reading::default()).unwrap();
     let (mut num_wrong, mut num_right) = (0, 0);
@@ -147,15 +160,7 @@ fn check(place: &Path, kind: SourceKind, expected: impl Fn(u64) -> Expected) {
     let num_expected = (0..num_rows()).filter(|&id| expected(id).is_listed).count() as u64;
     eprintln!("{kind:?}: {num_wrong} wrong pairs, {num_right} right of {num_expected}");
     assert_eq!((num_wrong, num_right), (0, num_expected));
-    // What is no sample is named.
-    let num_named = (0..num_rows())
-        .filter(|&id| !expected(id).is_listed)
-        .count();
-    assert!(
-        source.remarks().len() >= num_named,
-        "{}",
-        source.remarks().len()
-    );
+    source
 }
 
 /// Of a tar, row `id`: joined ones are refused.
@@ -171,9 +176,11 @@ fn in_tar(id: u64) -> Expected {
 #[test]
 fn a_folder_pairs_by_names() {
     let folder = tempfile::tempdir().unwrap();
-    // A file takes a block of the disk: of many rows most texts stand in tables.
-    let in_files = 20_000;
+    // A file takes a block of the disk: of many rows most texts stand in tables, those of kohya's
+    // scripts by turns with metadata.jsonl.
+    let in_files = (num_rows() / 2).min(20_000);
     let mut table = Vec::new();
+    let mut kohya = serde_json::Map::new();
     for id in 0..num_rows() {
         for (name, bytes) in files(id) {
             let path = folder.path().join(&name);
@@ -185,15 +192,71 @@ fn a_folder_pairs_by_names() {
             } else {
                 let text = String::from_utf8(bytes).unwrap();
                 let name = format!("{}.png", stem(id));
-                writeln!(table, r#"{{"file_name": {name:?}, "text": {text:?}}}"#).unwrap();
+                if id % 2 == 0 {
+                    writeln!(table, r#"{{"file_name": {name:?}, "text": {text:?}}}"#).unwrap();
+                } else {
+                    let key = folder.path().join(name).display().to_string();
+                    kohya.insert(key, serde_json::json!({ "caption": text }));
+                }
             }
         }
     }
-    if !table.is_empty() {
-        fs::write(folder.path().join("metadata.jsonl"), table).unwrap();
-    }
+    let kohya = serde_json::to_vec(&kohya).unwrap();
+    fs::write(folder.path().join("meta_cap.json"), kohya).unwrap();
+    fs::write(folder.path().join("metadata.jsonl"), table).unwrap();
     check(folder.path(), SourceKind::Auto, |id| Expected {
         address: format!("{}.png", stem(id)),
+        is_listed: has(id) != Has::TextOnly,
+        has_text: has(id) != Has::PictureOnly,
+    });
+}
+
+/// The hash of post `id`: 32 digits that share their beginnings with others'.
+fn md5(id: u64) -> String {
+    format!(
+        "{:08x}{:024x}",
+        id % 16,
+        u128::from(id) * 0x9e37_79b9_7f4a_7c15
+    )
+}
+
+/// The name of the picture of post `id`, whose number has those of others in it.
+fn post_name(id: u64) -> String {
+    let number = 1000 + id;
+    match id % 4 {
+        0 => format!("{:03}/{number}.png", id % 100),
+        1 => format!("danbooru_{number}_{}.png", md5(id)),
+        2 => format!("__title_{}__{}.png", number + 4, md5(id)),
+        _ => format!("md5/{}.png", md5(id)),
+    }
+}
+
+#[test]
+fn a_table_of_an_image_board_pairs_by_numbers_and_hashes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut table = Vec::new();
+    // The rows are in the other order.
+    for id in (0..num_rows()).rev() {
+        if has(id) != Has::TextOnly {
+            let path = folder.path().join(post_name(id));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, picture(id)).unwrap();
+        }
+        if has(id) != Has::PictureOnly {
+            let row = serde_json::json!({
+                "id": 1000 + id,
+                "md5": md5(id),
+                "tag_string_general": format!("tag_{id} 1girl"),
+                "rating": "g",
+                "score": id % 9,
+                "caption": caption(id),
+            });
+            writeln!(table, "{row}").unwrap();
+        }
+    }
+    fs::write(folder.path().join("posts.jsonl"), table).unwrap();
+    check_pairs(folder.path(), SourceKind::Auto, |id| Expected {
+        address: post_name(id),
         is_listed: has(id) != Has::TextOnly,
         has_text: has(id) != Has::PictureOnly,
     });

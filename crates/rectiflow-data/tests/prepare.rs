@@ -399,11 +399,7 @@ fn write_bad(folder: &Path) {
         encoded(&halves(600, 20, [0; 3], [0; 3], 5).into(), ImageFormat::Png),
     );
     write(folder, "mute.png", png(6));
-    write(
-        folder,
-        "photo.avif",
-        b"\0\0\0\x20ftypavif\0\0\0\0avifmif1miaf",
-    );
+    write(folder, "photo.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic");
     write(folder, "scan.tif", b"II*\0\x08\0\0\0");
     write(folder, "bomb.png", bomb());
     write(folder, "bad.png", png(7));
@@ -486,7 +482,7 @@ fn bad_files_are_named_and_nothing_stops() {
         ("one.png", "too_small"),
         ("long.png", "aspect_ratio"),
         ("mute.png", "no_caption"),
-        ("photo.avif", "unsupported_format"),
+        ("photo.heic", "unsupported_format"),
         ("scan.tif", "unsupported_format"),
         ("new.jxl", "broken"),
         ("bomb.png", "too_many_pixels"),

@@ -317,6 +317,39 @@ fn an_index_is_used_and_compared_with_its_tar() {
     assert_eq!(found.texts, texts(&[("t.tar/a.png", "a fox")]));
 }
 
+#[test]
+fn a_hash_in_an_index_is_compared_with_the_picture() {
+    let (place, out) = folders();
+    let path = place.path().join("t.tar");
+    write_tar(&path, three());
+    write_index(&path, "size");
+    let index = fs::read_to_string(path.with_extension("json")).unwrap();
+    let mut index: Value = serde_json::from_str(&index).unwrap();
+    let hash = |bytes: Vec<u8>| {
+        let digest = <sha2::Sha256 as sha2::Digest>::digest(bytes);
+        digest
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
+    };
+    for (name, bytes) in three() {
+        if name.ends_with(".png") {
+            index["files"][&name]["sha256"] = hash(bytes).into();
+        }
+    }
+    fs::write(path.with_extension("json"), index.to_string()).unwrap();
+    let found = Prepared::of(place.path(), out.path(), SourceKind::Auto);
+    assert_eq!((found.texts.len(), found.rejected.len()), (3, 0));
+
+    // Another hash: the picture is refused, the others stay.
+    index["files"]["b.png"]["sha256"] = hash(vec![1]).into();
+    fs::write(path.with_extension("json"), index.to_string()).unwrap();
+    fs::remove_dir_all(out.path()).unwrap();
+    let found = Prepared::of(place.path(), out.path(), SourceKind::Auto);
+    assert_eq!(found.texts.len(), 2);
+    found.assert_rejected(&[("t.tar/b.png", "bad_index", "another SHA-256")]);
+}
+
 fn rows(ids: std::ops::Range<u64>) -> impl Iterator<Item = Row> {
     ids.map(|id| Row::new(image(id), &format!("row {id}")))
 }
@@ -543,6 +576,49 @@ fn kohyas_folders_and_latents_are_named() {
         notes.contains("folder_repeats") && notes.contains("of 2 pictures"),
         "{notes}"
     );
+}
+
+#[test]
+fn files_that_kohyas_scripts_wrote_are_read() {
+    // Recorded: merge_captions_to_metadata.py, merge_dd_tags_to_metadata.py and
+    // clean_captions_and_tags.py of sd-scripts (48d368f, 2026-02-16) for pictures in /data/train.
+    let whole = include_str!("golden/kohya/meta_clean.json");
+    let stems = include_str!("golden/kohya/meta_stem.json");
+    let (place, out) = folders();
+    let part = place.path().join("2_part");
+    fs::create_dir(&part).unwrap();
+    fs::write(part.join("fox.png"), image(1)).unwrap();
+    fs::write(part.join("crow.v2.png"), image(2)).unwrap();
+    fs::write(place.path().join("forest.jpg"), image(3)).unwrap();
+    let root = format!("{}/", place.path().display());
+    let meta = whole.replace("/data/train/", &root);
+    fs::write(place.path().join("meta_cap.json"), meta).unwrap();
+    let found = Prepared::of(place.path(), out.path(), SourceKind::Auto);
+    let crow = "a crow \u{2014} black \"feathers\"";
+    let expected = texts(&[
+        (
+            "2_part/crow.v2.png",
+            &format!("{crow}|bird|no humans|blue sky"),
+        ),
+        (
+            "2_part/fox.png",
+            "a red fox, seen from the side|fox|solo|snow",
+        ),
+        ("forest.jpg", "trees|tree|forest"),
+    ]);
+    assert_eq!(found.texts, expected);
+    found.assert_rejected(&[]);
+
+    // Without --full_path the names have no endings, and the file stands in the folder.
+    fs::remove_file(place.path().join("meta_cap.json")).unwrap();
+    fs::write(part.join("meta_cap.json"), stems).unwrap();
+    let found = Prepared::of(place.path(), out.path(), SourceKind::Auto);
+    let expected = texts(&[
+        ("2_part/crow.v2.png", crow),
+        ("2_part/fox.png", "a red fox, seen from the side"),
+    ]);
+    assert_eq!(found.texts, expected);
+    found.assert_rejected(&[("forest.jpg", "no_caption", "")]);
 }
 
 /// One source of each kind of shard, as files.

@@ -56,7 +56,9 @@ pub use provenance::{differences, drawing, infotext, workflow};
 pub use sample::{
     brownian, denoise, guidance, noise, sampler, schedule, solvers, stochastic, unipc,
 };
-pub use torch::{allocator, autograd, choices, ffi, gpu, test_threads, waiting, write};
+pub use torch::{
+    allocator, autograd, choices, counting, ffi, gpu, test_threads, vectors, waiting, write,
+};
 pub use weights::{component, init, keys, tensor_file};
 
 pub use error::{Error, Result};

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rectiflow_data::error::advice;
+
 /// An error of this crate. Each message says what failed and where, what was expected and found,
 /// and what to do next.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +22,7 @@ pub enum Error {
         problems: Vec<String>,
     },
     /// An operation on a file or folder failed.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), advice(source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -110,6 +112,19 @@ pub enum Error {
         what: &'static str,
         /// Its value: NaN or an infinity.
         value: f64,
+    },
+    /// A gradient was not finite during updates in the backward pass, without a guard.
+    #[error(
+        "step {step}: the gradient of {tensor} is not finite, and other tensors of this step are \
+         already updated (train.update_in_backward): this state is lost, and no checkpoint of it is \
+         written. The same command resumes from the last checkpoint; lower lr.peak, raise \
+         lr.warmup_samples, or let the guard go back by itself (guard.enabled = true)"
+    )]
+    HalfUpdated {
+        /// The step, from 0.
+        step: u64,
+        /// Name of the tensor.
+        tensor: String,
     },
     /// The estimated memory of the run exceeds the limit.
     #[error(

@@ -39,6 +39,9 @@ pub struct GuardConfig {
     /// limit from the mean follows from it and from the scatter (docs/guard.md). Above 0, at most
     /// 0.01. The default is half of one false alarm in 100,000 updates.
     pub spike_chance: f64,
+    /// What a step is skipped for: `loss_and_norm`, or `loss` alone. `train.update_in_backward`
+    /// requires `loss`. A gradient norm that is not finite is never applied.
+    pub skip_by: SkipBy,
     /// Number of consecutive steps that were not applied after which the run is rewound. At least
     /// 1.
     pub skips_to_rewind: u32,
@@ -78,6 +81,17 @@ pub struct GuardConfig {
     pub vitals_every_updates: u64,
 }
 
+/// What a step is skipped for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SkipBy {
+    /// Its loss or the norm of its gradient.
+    #[default]
+    LossAndNorm,
+    /// Its loss.
+    Loss,
+}
+
 impl Default for GuardConfig {
     fn default() -> Self {
         Self {
@@ -85,6 +99,7 @@ impl Default for GuardConfig {
             warmup_updates: 50,
             spike_ratio: 10.0,
             spike_chance: 5e-6,
+            skip_by: SkipBy::LossAndNorm,
             skips_to_rewind: 3,
             drift_ratio: 1.3,
             drift_updates: 10,
@@ -309,12 +324,28 @@ impl GuardState {
     /// Judges a step by the measurements of the steps before it, and adds its own to the running
     /// means if it will be applied.
     pub fn judge(&mut self, config: &GuardConfig, seen: Observation) -> Verdict {
-        if let Some(reason) = self.spike(config, seen) {
+        self.judge_known(config, seen.loss, Some(seen.gradient_norm))
+    }
+
+    /// Judges a step by its loss alone, before its backward pass.
+    pub fn judge_loss(&mut self, config: &GuardConfig, loss: f64) -> Verdict {
+        self.judge_known(config, loss, None)
+    }
+
+    /// Judges a step whose gradient is not finite, after its loss was judged and a part of it was
+    /// applied: the state is lost. Goes back to the newest snapshot, then further.
+    pub fn judge_half_updated(&mut self, config: &GuardConfig, reason: String) -> Verdict {
+        self.acts.skips += 1;
+        self.rewind(config, 0, 0, reason)
+    }
+
+    fn judge_known(&mut self, config: &GuardConfig, loss: f64, norm: Option<f64>) -> Verdict {
+        if let Some(reason) = self.spike(config, loss, norm) {
             return self.skip(config, reason);
         }
-        let clip = self.clip(config, seen.gradient_norm);
-        let norm = clip.as_ref().map_or(seen.gradient_norm, |(norm, _)| *norm);
-        self.normal.learn(seen.loss, norm);
+        let clip = norm.and_then(|norm| self.clip(config, norm));
+        let norm = clip.as_ref().map_or(norm, |(norm, _)| Some(*norm));
+        self.normal.learn(loss, norm);
         if let Some(reason) = self.drift(config) {
             // The short mean lags behind the beginning of a drift by the updates that it covers.
             let beginning = self.normal.above + SHORT_UPDATES;
@@ -332,27 +363,15 @@ impl GuardState {
         self.normal.drifting > 0 || self.acts.skips_in_a_row > 0
     }
 
-    fn spike(&self, config: &GuardConfig, seen: Observation) -> Option<String> {
-        let normal = &self.normal;
-        let measured = [
-            ("loss", seen.loss, &normal.loss_scatter),
-            ("gradient norm", seen.gradient_norm, &normal.norm_scatter),
-        ];
-        for (what, value, scatter) in measured {
-            if !value.is_finite() {
-                return Some(format!("the {what} is {value}"));
-            }
-            let mean = scatter.mean.exp();
-            let limit = scatter.limit(config);
-            if scatter.count >= config.warmup_updates.max(2) && value > limit * mean {
-                let ratio = value / mean;
-                return Some(format!(
-                    "the {what} {value:.4} is {ratio:.1} times its mean {mean:.4}; \
-                     the limit is {limit:.1}"
-                ));
-            }
+    fn spike(&self, config: &GuardConfig, loss: f64, norm: Option<f64>) -> Option<String> {
+        if let reason @ Some(_) = self.normal.loss_scatter.spike(config, "loss", loss) {
+            return reason;
         }
-        None
+        let counts = |norm: &f64| config.skip_by == SkipBy::LossAndNorm || !norm.is_finite();
+        let norm = norm.filter(counts)?;
+        self.normal
+            .norm_scatter
+            .spike(config, "gradient norm", norm)
     }
 
     fn skip(&mut self, config: &GuardConfig, reason: String) -> Verdict {
@@ -482,6 +501,22 @@ impl Scatter {
         ((count * self.variance + usual) / (count + USUAL_COUNT)).sqrt()
     }
 
+    /// Returns why a value is not that of a clean step; `None` if it may be.
+    fn spike(&self, config: &GuardConfig, what: &str, value: f64) -> Option<String> {
+        if !value.is_finite() {
+            return Some(format!("the {what} is {value}"));
+        }
+        let mean = self.mean.exp();
+        let limit = self.limit(config);
+        if self.count < config.warmup_updates.max(2) || value <= limit * mean {
+            return None;
+        }
+        let ratio = value / mean;
+        Some(format!(
+            "the {what} {value:.4} is {ratio:.1} times its mean {mean:.4}; the limit is {limit:.1}"
+        ))
+    }
+
     /// Returns the limit of a value as a multiple of its mean: what the scatter allows, between the
     /// configured ratio and its square.
     fn limit(&self, config: &GuardConfig) -> f64 {
@@ -509,10 +544,10 @@ impl Normal {
         (self.loss_variance * SHORT_SHARE / (2.0 - SHORT_SHARE)).sqrt()
     }
 
-    fn learn(&mut self, loss: f64, norm: f64) {
+    /// Adds the measurements of a step; `norm` is `None` if it is not known yet.
+    fn learn(&mut self, loss: f64, norm: Option<f64>) {
         self.updates += 1;
         self.loss_scatter.learn(loss);
-        self.norm_scatter.learn(norm);
         let from_short = loss - self.loss_short;
         self.loss_short += self.share(SHORT_SHARE) * from_short;
         self.loss_long +=
@@ -521,6 +556,10 @@ impl Normal {
             self.loss_variance +=
                 self.share(LONG_SHARE) * (from_short * from_short - self.loss_variance);
         }
+        let Some(norm) = norm else {
+            return;
+        };
+        self.norm_scatter.learn(norm);
         let from_mean = norm - self.norm_mean;
         self.norm_mean += self.share(NORM_SHARE) * from_mean;
         if self.updates > 1 {
@@ -1015,5 +1054,55 @@ mod tests {
         };
         assert_eq!(config.problems().len(), 9);
         assert_eq!(GuardConfig::default().problems(), []);
+    }
+
+    #[test]
+    fn by_its_loss_alone_a_step_is_judged_as_with_a_usual_norm() {
+        let config = GuardConfig {
+            skip_by: SkipBy::Loss,
+            ..GuardConfig::default()
+        };
+        let [mut of_both, mut of_loss] = [GuardState::default(), GuardState::default()];
+        for (update, mut seen) in Trace::new(1).take(600).enumerate() {
+            match update {
+                200 => seen.loss = f64::NAN,
+                300 => seen.loss *= 1e4,
+                400 => seen.gradient_norm *= 1e4,
+                _ => {}
+            }
+            let verdict = of_loss.judge_loss(&config, seen.loss);
+            assert_eq!(verdict, of_both.judge(&config, seen), "update {update}");
+            assert_eq!(
+                matches!(verdict, Verdict::Skip { .. }),
+                [200, 300].contains(&update)
+            );
+        }
+        let broken = Observation {
+            gradient_norm: f64::INFINITY,
+            ..Trace::new(1).next().expect("endless")
+        };
+        assert!(matches!(
+            of_both.judge(&config, broken),
+            Verdict::Skip { .. }
+        ));
+    }
+
+    #[test]
+    fn a_state_that_is_half_updated_goes_to_the_newest_snapshot_then_further_then_stops() {
+        let config = GuardConfig::default();
+        let (mut guard, mut trace) = after_healthy_updates(&config, 100);
+        let mut backs = Vec::new();
+        let reason = loop {
+            let seen = trace.next().expect("endless");
+            guard.judge_loss(&config, seen.loss);
+            match guard.judge_half_updated(&config, "broken".to_owned()) {
+                Verdict::Rewind { back, .. } => backs.push(back),
+                Verdict::Stop { reason } => break reason,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(backs, [0, 50, 500]);
+        assert!(reason.contains("all 3 rewinds are spent"), "{reason}");
+        assert_eq!(guard.acts.skips, 4);
     }
 }

@@ -45,9 +45,9 @@ pub mod state;
 mod step;
 
 pub use checkpoint::{bases, components, model, weights_hash};
-pub use measure::{findings, metrics, testloss};
+pub use measure::{findings, metrics, tensorboard, testloss};
 pub use pictures::{generate, preview, staged_model};
-pub use plan::{estimate, facts, gpu_memory, simulate};
+pub use plan::{counting, estimate, facts, gpu_memory, simulate};
 pub use ranks::{comm, launch, straggler, traffic};
 pub use run::{blackbox, eval, replay};
 pub use state::{ema, flat, layout, optim, partition, precision};

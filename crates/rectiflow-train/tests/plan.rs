@@ -278,3 +278,52 @@ fn the_recommended_recipe_trains_as_the_articles_does() {
     };
     assert_eq!(load(RECOMMENDED), load(ARTICLE));
 }
+
+/// A step of 4 samples at 1024x1024: all of SDXL's UNet, masters in fp32.
+const ONE_CARD: &str = "sdxl-flow-1x24gb.toml";
+
+#[test]
+fn a_24_gb_card_is_offered_the_set_up_that_fits() {
+    let card = Question {
+        hardware: hardware("rtx-4090").unwrap(),
+        ..question(1)
+    };
+    let limit_bytes = (1.0 - FREE_SHARE) * 24e9;
+    let ordinary = [
+        "optimizer.state=fp32",
+        "train.update_in_backward=false",
+        "train.micro_batch=1",
+        "train.micro_batches=4",
+    ];
+    let found = planned(ONE_CARD, &ordinary, &card);
+    assert!(found.memory_bytes > 24e9, "{}", found.memory_bytes);
+    let cheapest = found.setups.cheapest.unwrap();
+    assert!(
+        cheapest.memory_bytes <= limit_bytes,
+        "{}",
+        cheapest.memory_bytes
+    );
+    assert!(cheapest.setup.update.in_backward);
+    assert_eq!(
+        (cheapest.setup.micro_batch, cheapest.setup.micro_batches),
+        (4, 1)
+    );
+    let is_named = |text: &String| text.contains("guard.skip_by");
+    assert!(
+        found.assumptions.iter().any(is_named),
+        "{:?}",
+        found.assumptions
+    );
+
+    // The recipe of the repository is that set-up.
+    let own = planned(ONE_CARD, &[], &card);
+    assert!(own.memory_bytes <= limit_bytes, "{}", own.memory_bytes);
+    assert_eq!(own.setups.recipe.setup.update, cheapest.setup.update);
+    // Weights with their masters, and moments in 8 bits.
+    let giga: f64 = own.memory[..3].iter().map(|term| term.bytes / 1e9).sum();
+    near(giga, 6.125 * 2.567_463_684, 1e-6);
+
+    // Nothing is offered to a recipe whose optimiser needs its moments in fp32.
+    let stable = [&ordinary[..], &["optimizer.name=stable_adamw"]].concat();
+    assert_eq!(planned(ONE_CARD, &stable, &card).setups.cheapest, None);
+}

@@ -1,5 +1,6 @@
 //! `rectiflow bench`: measures the numbers that the README quotes on this machine.
 
+mod calls;
 mod caption;
 mod loader;
 mod prep;
@@ -20,6 +21,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    Calls(calls::Args),
     Caption(caption::Args),
     Loader(loader::Args),
     Prep(prep::Args),
@@ -30,6 +32,7 @@ enum What {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     match &args.what {
+        What::Calls(args) => calls::run(args),
         What::Caption(args) => caption::run(args),
         What::Loader(args) => loader::run(args),
         What::Prep(args) => prep::run(args),

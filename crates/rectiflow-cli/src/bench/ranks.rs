@@ -16,7 +16,7 @@ use anyhow::{Context, bail};
 use rectiflow_train::{
     flat::FEWEST_BUCKETS,
     hardware::Link,
-    metrics::{self, Event, StepMetrics},
+    metrics::{Event, StepMetrics, tail},
     precision::Precision,
     recipe::Recipe,
     simulate::{BUCKET_BYTES, Cluster, StepWork, predict},
@@ -221,7 +221,7 @@ fn measure(
     }
     let loopback_bytes = loopback_bytes() - bytes_before;
 
-    let events = metrics::read(&run_dir)?;
+    let events = tail::read(&run_dir)?;
     let medians = Medians::of(&events)?;
     Ok(Measured {
         ranks,

@@ -232,10 +232,18 @@ impl Args {
 /// Peak resident memory of this process, if the system reports it (Linux). Weights are mapped, and
 /// pages that have been read count until they are released.
 pub(crate) fn peak_bytes() -> Option<u64> {
+    status_bytes("VmHWM:")
+}
+
+/// Resident pages of mapped files, which are mostly the code of libtorch, if the system reports
+/// them (Linux). How many there are depends on the system's page cache.
+pub(crate) fn file_bytes() -> Option<u64> {
+    status_bytes("RssFile:")
+}
+
+fn status_bytes(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 

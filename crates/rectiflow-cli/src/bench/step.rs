@@ -14,7 +14,7 @@ use rectiflow_sdxl::{
 use rectiflow_train::{
     bases::Bases,
     components::Components,
-    estimate::{Passes, RecomputedBlocks},
+    estimate::{Passes, RecomputedBlocks, UpdateMode},
     precision::Precision,
     recipe::parse_device,
     synthetic::{Input, Measured, Settings, train_steps},
@@ -23,7 +23,7 @@ use serde_json::json;
 use tch::Device;
 
 use crate::{
-    bench::sample::peak_bytes,
+    bench::sample::{file_bytes, peak_bytes},
     sample::parse_size,
     terminal::{
         answer::{Answer, Misuse},
@@ -123,6 +123,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         "gradient_norms": measured.gradient_norms,
         "load_secs": load_secs,
         "peak_bytes": peak_bytes,
+        "file_bytes": file_bytes(),
         "estimated_bytes": estimated_bytes,
         "num_parameters": unet.parameters.num_elements(),
         "dtype": dtype::name(args.dtype.into()),
@@ -202,6 +203,7 @@ fn passes(args: &Args, input: &Input) -> Passes {
         width: width as u64,
         accumulates: args.micro_batches > width,
         fused: keeps_less(args.device),
+        update: UpdateMode::default(),
     }
 }
 

@@ -8,6 +8,7 @@ use rectiflow_data::{
     reject::{NOTES_FILE, REJECTED_FILE, Reason, Remark},
 };
 
+use crate::prep::timeline;
 use crate::terminal::numbers::{bytes, duration, grouped, table};
 
 /// The data set and what was done, in words.
@@ -31,6 +32,10 @@ pub(super) fn describe(out: &Path, summary: &PrepSummary) -> String {
         work_done(summary),
         duration(summary.secs)
     );
+    let encoder = timeline::describe(&summary.encoder_secs);
+    if !encoder.is_empty() {
+        text += &format!("\n{encoder}");
+    }
     for (title, counts, file) in [
         ("not in the data set", &summary.rejected, REJECTED_FILE),
         ("with a remark", &summary.notes, NOTES_FILE),

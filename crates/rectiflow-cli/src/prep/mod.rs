@@ -8,6 +8,7 @@
 mod describe;
 mod live;
 mod local_workers;
+mod timeline;
 
 use std::path::{Path, PathBuf};
 
@@ -17,8 +18,8 @@ use rectiflow_data::{
     manifest::Codec,
     no_folder,
     prep::{
-        Part, PrepSettings, PrepSummary, RgbBatch, Stage as PartStage, check_places, gather_facts,
-        join_parts, list, prepare, prepare_part,
+        EncoderSecs, Part, PrepSettings, PrepSummary, RgbBatch, Stage as PartStage, Stretch,
+        check_places, gather_facts, join_parts, list, prepare, prepare_part,
     },
     publish::{Published, publish},
 };
@@ -92,6 +93,10 @@ pub(crate) struct Args {
     /// to be named in each later preparation, or as `prep.annotations` in the recipe.
     #[arg(long, value_name = "TABLE.parquet")]
     annotations: Vec<PathBuf>,
+    /// A list of near-copies to leave out, as `rectiflow dedupe SOURCE --work FOLDER` writes it.
+    /// Repeatable, and to be named in each later preparation, or as `prep.without` in the recipe.
+    #[arg(long, value_name = "LIST.jsonl")]
+    without: Vec<PathBuf>,
     /// Shuffle all rows again, so that pictures added later are spread among the others. Nothing is
     /// encoded twice.
     #[arg(long)]
@@ -108,6 +113,10 @@ pub(crate) struct Args {
     /// When all have ended, `--stage join` makes the data set.
     #[arg(long, value_name = "I/N", value_parser = str::parse::<Part>)]
     worker: Option<Part>,
+    /// Draw what each thread did and when, as SVG: the first thousands of pictures. The VAE's row
+    /// shows whether it waits for pictures.
+    #[arg(long, value_name = "FILE.svg", conflicts_with = "workers")]
+    timeline: Option<PathBuf>,
     /// Do one stage alone. Default: all of them; a worker waits for the facts of the others.
     #[arg(long, value_enum)]
     stage: Option<Stage>,
@@ -137,6 +146,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         ..Recipe::load_prep(args.recipe.as_deref(), &args.overrides)?
     };
     settings.annotations.extend_from_slice(&args.annotations);
+    settings.without.extend_from_slice(&args.without);
     if settings.repack && settings.send_to.is_some() {
         let problem = "--repack moves latents, which a data set at a URL has no copy of here: add \
                        --keep-latents, if they were kept from the first preparation on";
@@ -263,6 +273,7 @@ fn one_part(
     );
     live.finish();
     let summary = summary?;
+    draw(args, &summary.timeline, &summary.encoder_secs)?;
     let text = describe_part(&summary);
     Ok(Answer::done(
         text,
@@ -288,7 +299,17 @@ fn whole(
         &mut |event| live.show(event),
     );
     live.finish();
-    answer(args, folder, url, &codec, &summary?)
+    let summary = summary?;
+    draw(args, &summary.timeline, &summary.encoder_secs)?;
+    answer(args, folder, url, &codec, &summary)
+}
+
+/// `--timeline`.
+fn draw(args: &Args, stretches: &[Stretch], encoder: &EncoderSecs) -> anyhow::Result<()> {
+    match &args.timeline {
+        Some(path) => timeline::write(path, stretches, encoder),
+        None => Ok(()),
+    }
 }
 
 /// The join of what workers have written.

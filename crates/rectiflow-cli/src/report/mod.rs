@@ -1,9 +1,10 @@
 //! `rectiflow report`: a run as one self-contained page, pictures first.
 //!
-//! The page embeds its pictures and charts, has no script, follows the reader's choice of light or
-//! dark, and reads well on a phone. [`RunRecord`] reads what was measured, [`charts`] draws it.
+//! The page embeds its pictures, and the charts of the live page with their data; it follows the
+//! reader's choice of light or dark, and reads well on a phone. [`RunRecord`] reads what was
+//! measured, [`curves`] has the charts.
 
-pub(crate) mod charts;
+mod curves;
 pub(crate) mod plot;
 pub(crate) mod run_record;
 
@@ -16,25 +17,45 @@ use std::{
 use anyhow::Context;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rectiflow_sdxl::durable::write_bytes;
-use rectiflow_train::findings::{Finding, Table};
+use rectiflow_train::{
+    findings::{Finding, Table},
+    metrics::tail,
+    tensorboard::{self, TensorBoard, Texts},
+};
 use serde_json::json;
 
 use crate::{
     report::{
-        plot::{COLOURS_DARK, COLOURS_LIGHT, escape},
+        plot::escape,
         run_record::{RunRecord, Sampled},
     },
     terminal::{
-        answer::Answer,
+        answer::{Answer, Misuse},
         numbers::{bytes, duration, flops, grouped, short},
     },
+    watch::{page::CSS, run_log::RunLog},
 };
 
 /// Write RUN_DIR/report.html, a page with a run's pictures, curves and numbers.
+///
+/// The curves are those of `rectiflow watch`, with their data in the page. With `--to` a run of the
+/// past is written as another program's files instead; `report.to` of the recipe does so while a
+/// run goes on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The run folder, `run.dir` of the recipe.
     run_dir: PathBuf,
+    /// Write the run for another program instead: event files in RUN_DIR/tensorboard.
+    #[arg(long, value_name = "FORMAT")]
+    to: Option<Format>,
+}
+
+/// Another program's format.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Format {
+    /// TensorBoard's event files.
+    #[value(name = "tensorboard")]
+    TensorBoard,
 }
 
 /// Largest number of preview pictures shown: the first, the last, and others evenly between.
@@ -45,7 +66,11 @@ const MAX_BUCKETS: usize = 24;
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let record = RunRecord::read(&args.run_dir)
         .with_context(|| format!("reading the run {}", args.run_dir.display()))?;
-    let page = page(&record)?;
+    if let Some(Format::TensorBoard) = args.to {
+        return to_tensorboard(&args.run_dir, record.recipe);
+    }
+    let log = curves::read(&args.run_dir)?;
+    let page = page(&record, &log)?;
     let path = args.run_dir.join("report.html");
     write_bytes(&path, page.as_bytes())?;
     let text = format!("{} ({})", path.display(), bytes(page.len() as u64));
@@ -55,7 +80,36 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     ))
 }
 
-fn page(record: &RunRecord) -> anyhow::Result<String> {
+/// Writes the run as event files.
+fn to_tensorboard(run_dir: &Path, recipe: Option<String>) -> anyhow::Result<Answer> {
+    let folder = run_dir.join(tensorboard::FOLDER);
+    let found = fs::read_dir(&folder).map_or(0, Iterator::count);
+    if found > 0 {
+        let reason = format!(
+            "{}: expected no files, found {found}, so that every step would be there twice; remove \
+             the folder first",
+            folder.display()
+        );
+        return Err(Misuse(reason).into());
+    }
+    let texts = Texts::of(recipe.unwrap_or_default());
+    let mut board = TensorBoard::past(run_dir, texts);
+    let events = tail::read(run_dir)?;
+    for event in &events {
+        board.write(event)?;
+    }
+    let text = format!(
+        "{} ({} events)",
+        folder.display(),
+        grouped(events.len() as u64)
+    );
+    Ok(Answer::done(
+        text,
+        json!({ "tensorboard": folder, "events": events.len() }),
+    ))
+}
+
+fn page(record: &RunRecord, log: &RunLog) -> anyhow::Result<String> {
     let title = escape(&format!("rectiflow: {}", record.name));
     let mut body = format!(
         "<header><h1>{}</h1><p>{}</p></header>\n",
@@ -67,7 +121,7 @@ fn page(record: &RunRecord) -> anyhow::Result<String> {
         body += &found(finding, &record.folder)?;
     }
     body += &previews(record)?;
-    body += &charts::section(record);
+    body += &curves::section(&record.name, &record.folder, log);
     body += &numbers(record);
     body += &buckets(record);
     body += &timeline(record);
@@ -75,15 +129,14 @@ fn page(record: &RunRecord) -> anyhow::Result<String> {
     Ok(format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n\
-         <style>:root{{{COLOURS_LIGHT};{LIGHT}}}\n\
-         @media (prefers-color-scheme:dark){{:root{{{COLOURS_DARK};{DARK}}}}}\n{STYLE}</style>\n</head>\n\
-         <body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"{}\">\n<title>{title}</title>\n\
+         <style>{CSS}{STYLE}</style>\n</head>\n\
+         <body>\n<main class=\"report\">\n{body}</main>\n</body>\n</html>\n",
+        curves::policy()
     ))
 }
 
-const LIGHT: &str = "--ground:#fbfaf8;--card:#fff";
-const DARK: &str = "--ground:#101418;--card:#181e25";
 const STYLE: &str = include_str!("report.css");
 
 /// The run in one or two sentences.
@@ -467,7 +520,8 @@ mod tests {
             fs::write(&path, bytes).unwrap();
             case.run("metrics.jsonl", || {
                 let record = RunRecord::read(run.path()).unwrap();
-                assert!(page(&record).unwrap().ends_with("</html>\n"));
+                let log = curves::read(run.path()).unwrap();
+                assert!(page(&record, &log).unwrap().ends_with("</html>\n"));
             });
         }
     }
@@ -499,8 +553,9 @@ mod tests {
                 fs::write(&path, start(0) + &changed).unwrap();
                 let record = RunRecord::read(run.path()).unwrap();
                 assert!(!record.steps.is_empty(), "{name} {value}");
+                let log = curves::read(run.path()).unwrap();
                 assert!(
-                    page(&record).unwrap().ends_with("</html>\n"),
+                    page(&record, &log).unwrap().ends_with("</html>\n"),
                     "{name} {value}"
                 );
             }

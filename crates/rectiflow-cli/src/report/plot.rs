@@ -1,8 +1,8 @@
-//! Line charts as SVG, so that a report needs no script and no other file.
+//! Line charts as SVG, for a file that needs no script and no other file.
 //!
-//! Colours are CSS variables (`--c0` to `--c7`, `--ink`, `--faint`, `--grid`): the page that holds
-//! the chart decides about light and dark; [`Plot::standalone_svg`] brings its own. The drawing is
-//! 480 units wide, small enough that its text can be read on a phone.
+//! Colours are CSS variables (`--c0` to `--c7`, `--ink`, `--faint`, `--grid`), which the file sets
+//! for light and dark. The drawing is 480 units wide, small enough that its text can be read on a
+//! phone.
 
 use std::fmt::Write;
 
@@ -45,15 +45,6 @@ impl Axis {
         }
     }
 
-    /// A logarithmic axis.
-    pub(crate) fn log(label: impl Into<String>) -> Self {
-        Self {
-            label: label.into(),
-            log: true,
-            zero: false,
-        }
-    }
-
     /// The same axis, with 0 in its range.
     pub(crate) fn with_zero(self) -> Self {
         Self { zero: true, ..self }
@@ -63,16 +54,10 @@ impl Axis {
 /// The look of a curve; the number is its colour.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Style {
-    /// A thin pale line behind the others.
-    Faint(usize),
     /// A line.
     Line(usize),
     /// A thick line.
     Bold(usize),
-    /// A line with a dot at each point, for few points.
-    Dots(usize),
-    /// One curve of an ordered family, from 0 to 1, coloured between colours 1 and 0.
-    Ramp(f64),
 }
 
 /// A curve.
@@ -100,11 +85,6 @@ pub(crate) struct Plot {
 }
 
 impl Plot {
-    /// An `<svg>` element for an HTML page that defines the colours.
-    pub(crate) fn svg(&self) -> String {
-        self.element("")
-    }
-
     /// A complete SVG file.
     pub(crate) fn standalone_svg(&self) -> String {
         let style = format!(
@@ -171,14 +151,8 @@ impl Plot {
 fn look(style: Style) -> (String, f64, f64) {
     let variable = |colour: usize| format!("var(--c{})", colour % 8);
     match style {
-        Style::Faint(colour) => (variable(colour), 0.3, 1.0),
-        Style::Line(colour) | Style::Dots(colour) => (variable(colour), 1.0, 1.6),
+        Style::Line(colour) => (variable(colour), 1.0, 1.6),
         Style::Bold(colour) => (variable(colour), 1.0, 3.0),
-        Style::Ramp(at) => (
-            format!("color-mix(in oklab,var(--c0) {:.0}%,var(--c1))", 100.0 * at),
-            1.0,
-            1.6,
-        ),
     }
 }
 
@@ -198,7 +172,7 @@ fn curve(series: &Series, frame: &Frame) -> String {
         "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"{thickness}\" \
          stroke-opacity=\"{opacity}\" stroke-linejoin=\"round\"/>"
     );
-    if matches!(series.style, Style::Dots(_) | Style::Ramp(_)) || points.len() == 1 {
+    if points.len() == 1 {
         for (x, y) in &points {
             let _ = write!(
                 svg,
@@ -411,14 +385,17 @@ mod tests {
         Plot {
             title: "T & U".into(),
             x: Axis::linear("x"),
-            y: Axis::log("y"),
+            y: Axis {
+                log: true,
+                ..Axis::linear("y")
+            },
             series,
         }
     }
 
     #[test]
     fn a_chart_is_well_formed_and_leaves_out_what_cannot_be_drawn() {
-        let svg = plot(vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 0.0), (3.0, 10.0)]).svg();
+        let svg = plot(vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 0.0), (3.0, 10.0)]).element("");
         assert!(
             svg.contains("a &lt;b&gt;") && svg.contains("aria-label=\"T &amp; U\""),
             "{svg}"
@@ -437,7 +414,7 @@ mod tests {
     #[test]
     fn a_chart_of_nothing_and_of_one_point_can_be_drawn() {
         for points in [vec![], vec![(5.0, 0.5)], vec![(5.0, f64::INFINITY)]] {
-            let svg = plot(points).svg();
+            let svg = plot(points).element("");
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
         }
     }

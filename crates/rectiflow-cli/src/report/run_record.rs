@@ -12,7 +12,7 @@ use rectiflow_data::text_file;
 use rectiflow_train::{
     Result,
     findings::{self, Finding},
-    metrics::{self, Event, Start, StepMetrics, TestMetrics},
+    metrics::{Event, Start, StepMetrics, TestMetrics, tail},
 };
 use serde::{Deserialize, Serialize};
 
@@ -79,7 +79,7 @@ impl RunRecord {
             folder: run_dir.to_owned(),
             ..Self::default()
         };
-        record.take_events(metrics::read(run_dir)?, run_dir);
+        record.take_events(tail::read(run_dir)?, run_dir);
         record.findings = findings::read(run_dir)?;
         record.samples = samples(&run_dir.join("samples"));
         record.recipe = newest_recipe(&run_dir.join("checkpoints"));

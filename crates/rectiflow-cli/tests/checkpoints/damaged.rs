@@ -8,7 +8,7 @@ use std::{
 use crate::fixture::{Fixture, READERS, Reader, Reads, STEP, Wrong, replace_by_copy, stderr};
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
-const NEWER: [&str; 8] = [
+const NEWER: [&str; 10] = [
     "shards",
     "buckets",
     "epochs",
@@ -17,6 +17,8 @@ const NEWER: [&str; 8] = [
     "guard",
     "secs",
     "lineage",
+    "moments",
+    "tensor_norms",
 ];
 
 /// A damage: its name, the file that the message names, and who meets it.

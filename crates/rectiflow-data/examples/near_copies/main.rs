@@ -9,7 +9,8 @@
 //! each. For every kind of copy the data set is the scenes and their copies of that kind. A found
 //! pair is wrong if it is neither planted nor labelled as natural twins when the scenes were drawn.
 //!
-//! With `--keys 1000000` it times the comparison of as many keys, of random windows of the scenes.
+//! With `--keys 1000000` it times the comparison of as many keys, of random windows of the scenes;
+//! with `--pictures 200000` the whole search among as many such windows, each with all its keys.
 
 #![allow(
     clippy::print_stdout,
@@ -31,6 +32,7 @@ use rayon::prelude::*;
 use rectiflow_data::dedupe::{
     MAX_DISTANCE,
     clusters::{View, candidates, confirmed},
+    key::Keys,
     pairs::{Hash, near_pairs},
     signature::Signature,
     thumbnail::{Limits, Thumbnail},
@@ -55,6 +57,9 @@ struct Args {
     /// Times the comparison of this many keys instead.
     #[arg(long)]
     keys: Option<u64>,
+    /// Times the search among this many pictures instead.
+    #[arg(long)]
+    pictures: Option<u64>,
 }
 
 /// What was found of one kind of copy.
@@ -78,6 +83,9 @@ fn main() {
     }
     if let Some(num_keys) = args.keys {
         return time_keys(&all, num_keys, args.seed);
+    }
+    if let Some(num_pictures) = args.pictures {
+        return time_pictures(&all, num_pictures, args.seed);
     }
     let whole: Vec<Vec<Signature>> = all
         .par_iter()
@@ -113,21 +121,24 @@ fn main() {
     }
 }
 
+/// The signature of a random window of a scene.
+fn window(all: &[Scene], number: u64, seed: u64) -> Signature {
+    let mut dice = Dice::new(seed, number);
+    let canvas = &all[(number % all.len() as u64) as usize].canvas;
+    let mut side = |length: usize| {
+        let share = dice.real(0.2, 0.6);
+        let window = ((length as f32 * share) as usize).max(16).min(length);
+        let start = dice.real(0.0, (length - window) as f32) as usize;
+        (start, window)
+    };
+    let ((x, width), (y, height)) = (side(canvas.width), side(canvas.height));
+    let window = canvas.crop(x, y, width, height);
+    Signature::of(&window.pixels, width, height).0
+}
+
 /// Times the search for near pairs among the keys of random windows of the scenes.
 fn time_keys(all: &[Scene], num_keys: u64, seed: u64) {
-    let key = |number: u64| {
-        let mut dice = Dice::new(seed, number);
-        let canvas = &all[(number % all.len() as u64) as usize].canvas;
-        let mut side = |length: usize| {
-            let share = dice.real(0.2, 0.6);
-            let window = ((length as f32 * share) as usize).max(16).min(length);
-            let start = dice.real(0.0, (length - window) as f32) as usize;
-            (start, window)
-        };
-        let ((x, width), (y, height)) = (side(canvas.width), side(canvas.height));
-        let window = canvas.crop(x, y, width, height);
-        Signature::of(&window.pixels, width, height).0.keys[0]
-    };
+    let key = |number: u64| Keys::new(&window(all, number, seed)).whole();
     let mut keys: Vec<Hash> = (0..num_keys).into_par_iter().map(key).collect();
     keys.par_sort_unstable();
     keys.dedup();
@@ -138,6 +149,35 @@ fn time_keys(all: &[Scene], num_keys: u64, seed: u64) {
         "{num_keys} keys, {} of them distinct: {} pairs within distance {MAX_DISTANCE} in {secs:.1} s",
         keys.len(),
         pairs.len()
+    );
+}
+
+/// Times the search for near-copies among random windows of the scenes.
+fn time_pictures(all: &[Scene], num_pictures: u64, seed: u64) {
+    let numbers = (0..num_pictures).into_par_iter();
+    let signatures: Vec<Signature> = numbers.map(|number| window(all, number, seed)).collect();
+    let start = Instant::now();
+    let view = |(picture, signature): (usize, &Signature)| View {
+        picture: picture as u32,
+        keys: Keys::new(signature),
+    };
+    let views: Vec<View> = signatures.par_iter().enumerate().map(view).collect();
+    let keyed = start.elapsed().as_secs_f64();
+    let limits = Limits::default();
+    let thumbnail = |view: u32| Thumbnail::new(&signatures[view as usize]);
+    let near = candidates(&views, MAX_DISTANCE, &thumbnail, &limits);
+    let compared = start.elapsed().as_secs_f64();
+    let pairs = confirmed(&views, &near, &thumbnail, &limits);
+    let secs = start.elapsed().as_secs_f64();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find(|line| line.starts_with("VmHWM"));
+    println!(
+        "{num_pictures} pictures of {} bytes: keys {keyed:.1} s, {} candidates after {compared:.1} \
+         s, {} pairs after {secs:.1} s; {}",
+        Signature::BYTES,
+        near.len(),
+        pairs.len(),
+        peak.unwrap_or("")
     );
 }
 
@@ -172,7 +212,7 @@ fn measure(
     for (index, (scene, copy)) in (0..).zip(whole.iter().zip(&planted)) {
         for (picture, own) in [(2 * index, scene), (2 * index + 1, copy)] {
             for signature in own {
-                let keys = signature.keys;
+                let keys = Keys::new(signature);
                 views.push(View { picture, keys });
                 signatures.push(signature.clone());
             }

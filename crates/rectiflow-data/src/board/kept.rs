@@ -1,14 +1,9 @@
 //! The rows that have a picture, in a file without a name: texts are read when their picture is,
 //! and no text is kept in memory.
 
-use std::{
-    fs::{self, File},
-    io::{self, BufWriter, Write},
-    os::unix::fs::FileExt,
-    path::Path,
-};
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
-use crate::posts::fields::Row;
+use crate::{nameless_file::NamelessFile, posts::fields::Row};
 
 /// The place of a row's JSON. 16 bytes.
 #[derive(Debug, Clone, Copy)]
@@ -21,8 +16,7 @@ struct Span {
 /// Writes rows in the order of their numbers.
 #[derive(Debug)]
 pub(crate) struct Keeping {
-    file: BufWriter<File>,
-    end: u64,
+    file: NamelessFile,
     spans: Vec<Span>,
 }
 
@@ -36,11 +30,8 @@ pub(crate) struct Kept {
 impl Keeping {
     /// An empty file in `folder`, which is gone when the process ends.
     pub(crate) fn create(folder: &Path) -> io::Result<Self> {
-        fs::create_dir_all(folder)?;
-        let file = tempfile::tempfile_in(folder)?;
         Ok(Self {
-            file: BufWriter::with_capacity(1 << 20, file),
-            end: 0,
+            file: NamelessFile::create(folder)?,
             spans: Vec::new(),
         })
     }
@@ -48,23 +39,22 @@ impl Keeping {
     /// Writes a row, whose number is above that of the last.
     pub(crate) fn push(&mut self, row: u32, values: &Row) -> io::Result<()> {
         let bytes = serde_json::to_vec(values).expect("a map of JSON values is JSON");
-        self.file.write_all(&bytes)?;
         let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
-        self.spans.push(Span {
-            offset: self.end,
-            row,
-            len,
-        });
-        self.end += u64::from(len);
+        let offset = self.file.push(&bytes)?;
+        self.spans.push(Span { offset, row, len });
         Ok(())
+    }
+
+    /// The error of the first row that could not be written.
+    pub(crate) fn failure(&self) -> Option<io::Error> {
+        self.file.failure()
     }
 
     /// Ends the writing.
     pub(crate) fn finish(mut self) -> io::Result<Kept> {
         self.spans.shrink_to_fit();
-        let file = self.file.into_inner();
         Ok(Kept {
-            file: file.map_err(io::IntoInnerError::into_error)?,
+            file: self.file.finish()?,
             spans: self.spans,
         })
     }
@@ -89,6 +79,8 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use serde_json::json;
 
     use super::*;

@@ -271,7 +271,11 @@ impl Board {
         // The second reading, of the texts.
         let mut keeping = Keeping::create(work).map_err(Error::io(work))?;
         for index in 0..self.tables.len() {
-            self.keep_texts(index, others, &matched, &mut keeping)?;
+            let kept = self.keep_texts(index, others, &matched, &mut keeping);
+            if let Some(error) = keeping.failure() {
+                return Err(Error::io(work)(error));
+            }
+            kept?;
         }
         self.kept = Some(keeping.finish().map_err(Error::io(work))?);
         Ok(())

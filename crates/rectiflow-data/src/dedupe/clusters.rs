@@ -1,53 +1,30 @@
 //! Pairs of copies among many pictures, and which of each cluster is kept.
 //!
-//! Pictures are numbered by rank, the best first ([`Rank`]). Those with keys that are near are
-//! candidates; their thumbnails decide ([`Thumbnail::matches`]). The best picture that
-//! no better one has claimed is kept, and claims every picture that is a pair with it. A cluster is
-//! not chained: each of its pictures is a copy of the one that is kept, not of another copy.
+//! Pictures are numbered by rank, the best first. Those with keys that are near are candidates, one
+//! of the two keys being that of a whole thumbnail; their thumbnails decide
+//! ([`Thumbnail::matches`]). The best picture that no better one has claimed is kept, and claims
+//! every picture that is a pair with it. A cluster is not chained: each of its pictures is a copy
+//! of the one that is kept, not of another copy.
 //!
 //! Many pictures can have one key: flat ones have the empty key. More than [`CROWD`] of them are
 //! compared with the best ones that differ among themselves, the leaders, and not each with each.
 
-use std::cmp::Reverse;
+use std::collections::HashMap;
 
 use rayon::prelude::*;
 
 use crate::{
-    dedupe::pairs::{Hash, near_pairs},
     dedupe::thumbnail::{Limits, Thumbnail},
+    dedupe::{
+        key::Keys,
+        pairs::{Hash, near_pairs_of_first},
+    },
 };
 
 /// More pictures of one key are compared with leaders only.
 pub const CROWD: usize = 64;
 /// Leaders that a picture of a crowd is compared with: the latest.
 const MAX_LEADERS: usize = 256;
-
-/// What decides which picture of a cluster is kept. The greatest is the best.
-#[derive(Debug, Clone, PartialEq, PartialOrd)]
-pub struct Rank {
-    /// Width times height.
-    pub pixels: u64,
-    /// The score of the source, 0 where there is none; never NaN.
-    pub score: f64,
-    /// Bytes of the caption.
-    pub caption_bytes: usize,
-    /// The smaller address wins, so that the result does not depend on the order of the rows.
-    pub address: Reverse<String>,
-}
-
-/// The numbers of the pictures, the best first.
-pub fn by_rank(ranks: &[Rank]) -> Vec<u32> {
-    let mut order: Vec<u32> = (0..ranks.len() as u32).collect();
-    order.par_sort_by(|&a, &b| {
-        let (a, b) = (&ranks[a as usize], &ranks[b as usize]);
-        let scores = b.score.total_cmp(&a.score);
-        let sizes = b.pixels.cmp(&a.pixels).then(scores);
-        sizes
-            .then_with(|| b.caption_bytes.cmp(&a.caption_bytes))
-            .then_with(|| b.address.cmp(&a.address))
-    });
-    order
-}
 
 /// A kept picture and its copies, each in the order of rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,17 +58,17 @@ pub fn clusters(num_pictures: usize, pairs: &[(u32, u32)]) -> Vec<Cluster> {
 }
 
 /// A signature of a picture, without its thumbnail.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct View {
     /// The number of the picture, by rank.
     pub picture: u32,
     /// The signature's.
-    pub keys: [Hash; 2],
+    pub keys: Keys,
 }
 
-/// The candidate pairs (i, j), i < j, ascending, of views: a key of one and a key of the other are
-/// near, but in a crowd only pairs with leaders. `views` are in the order of their pictures' rank;
-/// `thumbnail` returns that of a view.
+/// The candidate pairs (i, j), i < j, ascending, of views: the key of the whole of one and a key of
+/// the other are near, but in a crowd only pairs with leaders. `views` are in the order of their
+/// pictures' rank; `thumbnail` returns that of a view.
 pub fn candidates<F>(
     views: &[View],
     max_distance: u32,
@@ -103,30 +80,53 @@ where
 {
     let groups = Groups::new(views);
     let mut pairs: Vec<(u32, u32)> = Vec::new();
-    let mut leaders: Vec<Vec<u32>> = Vec::with_capacity(groups.hashes.len());
-    for group in 0..groups.hashes.len() {
-        let members = groups.members(group);
-        if members.len() <= CROWD {
-            leaders.push(members.to_vec());
-            for (at, &first) in members.iter().enumerate() {
-                pairs.extend(members[at + 1..].iter().map(|&second| (first, second)));
-            }
-        } else {
-            let (found, mut claimed) = lead(members, thumbnail, limits);
+    let mut crowds: HashMap<usize, Vec<u32>> = HashMap::new();
+
+    // Views with one key.
+    for group in 0..groups.num_whole {
+        let Members { wholes, windows } = groups.members(group);
+        if wholes.len() > CROWD {
+            let (leaders, mut claimed) = lead(wholes, thumbnail, limits);
             pairs.append(&mut claimed);
-            leaders.push(found);
+            crowds.insert(group, leaders);
+        } else {
+            for (at, &first) in wholes.iter().enumerate() {
+                pairs.extend(wholes[at + 1..].iter().map(|&second| (first, second)));
+            }
+        }
+        let wholes = crowds.get(&group).map_or(wholes, Vec::as_slice);
+        for &whole in wholes.iter().take(CROWD) {
+            let windows = windows.iter().take(CROWD);
+            pairs.extend(windows.map(|&window| ordered(whole, window)));
         }
     }
-    for (first, second) in near_pairs(&groups.hashes, max_distance) {
-        let (firsts, seconds) = (&leaders[first as usize], &leaders[second as usize]);
-        for &a in firsts.iter().take(CROWD) {
-            pairs.extend(seconds.iter().take(CROWD).map(|&b| (a.min(b), a.max(b))));
+
+    // Views with keys that are near.
+    for (first, second) in near_pairs_of_first(&groups.hashes, groups.num_whole, max_distance) {
+        let ends = [first as usize, second as usize].map(|group| {
+            let members = groups.members(group);
+            let wholes = crowds.get(&group).map_or(members.wholes, Vec::as_slice);
+            [wholes, members.windows].map(|part| &part[..part.len().min(CROWD)])
+        });
+        let [[wholes, windows], [other_wholes, other_windows]] = ends;
+        for (some, others) in [
+            (wholes, other_wholes),
+            (wholes, other_windows),
+            (windows, other_wholes),
+        ] {
+            for &a in some {
+                pairs.extend(others.iter().map(|&b| ordered(a, b)));
+            }
         }
     }
     pairs.retain(|&(a, b)| views[a as usize].picture != views[b as usize].picture);
     pairs.par_sort_unstable();
     pairs.dedup();
     pairs
+}
+
+fn ordered(a: u32, b: u32) -> (u32, u32) {
+    (a.min(b), a.max(b))
 }
 
 /// The pairs of pictures (i, j), i < j, ascending, of which candidate views are copies.
@@ -139,15 +139,22 @@ pub fn confirmed<F>(
 where
     F: Fn(u32) -> Thumbnail + Sync,
 {
-    let matches = |&&(a, b): &&(u32, u32)| thumbnail(a).matches(&thumbnail(b), limits);
-    let pictures = |&(a, b): &(u32, u32)| {
-        let (a, b) = (views[a as usize].picture, views[b as usize].picture);
-        (a.min(b), a.max(b))
+    let matching = |same_first: &[(u32, u32)]| {
+        let first = thumbnail(same_first[0].0);
+        let mut found = Vec::new();
+        for &(a, b) in same_first {
+            if first.matches(&thumbnail(b), limits) {
+                found.push(ordered(
+                    views[a as usize].picture,
+                    views[b as usize].picture,
+                ));
+            }
+        }
+        found
     };
     let mut pairs: Vec<_> = candidates
-        .par_iter()
-        .filter(matches)
-        .map(pictures)
+        .par_chunk_by(|a, b| a.0 == b.0)
+        .flat_map_iter(matching)
         .collect();
     pairs.par_sort_unstable();
     pairs.dedup();
@@ -177,40 +184,69 @@ where
     )
 }
 
-/// The views of each distinct key.
+/// The views of a key.
+struct Members<'a> {
+    /// Those of which it is the key of the whole, ascending.
+    wholes: &'a [u32],
+    /// Those of which it is a window's, ascending.
+    windows: &'a [u32],
+}
+
+/// The views of each distinct key, first those of keys that a whole has.
 struct Groups {
     hashes: Vec<Hash>,
-    /// The members of group g are `starts[g]..starts[g + 1]`.
-    starts: Vec<usize>,
-    /// In each group ascending, every view once.
-    members: Vec<u32>,
+    /// Number of keys that a whole has.
+    num_whole: usize,
+    /// Where the wholes and where the windows of a group begin in `views`.
+    starts: Vec<[u32; 2]>,
+    views: Vec<u32>,
 }
 
 impl Groups {
     fn new(views: &[View]) -> Self {
-        let mut all: Vec<(Hash, u32)> = Vec::with_capacity(2 * views.len());
-        for (number, view) in views.iter().enumerate() {
-            all.extend(view.keys.iter().map(|&key| (key, number as u32)));
+        let mut all: Vec<(Hash, bool, u32)> = Vec::new();
+        for (number, view) in (0..).zip(views) {
+            let whole = view.keys.whole();
+            all.push((whole, false, number));
+            let windows = view.keys.windows().iter().filter(|&&key| key != whole);
+            all.extend(windows.map(|&key| (key, true, number)));
         }
         all.par_sort_unstable();
         all.dedup();
-        let (mut hashes, mut starts) = (Vec::new(), Vec::new());
-        for (at, (hash, _)) in all.iter().enumerate() {
-            if hashes.last() != Some(hash) {
-                hashes.push(*hash);
-                starts.push(at);
-            }
+        let mut groups = Self {
+            hashes: Vec::new(),
+            num_whole: 0,
+            starts: Vec::new(),
+            views: Vec::with_capacity(all.len()),
+        };
+        for group in all.chunk_by(|a, b| a.0 == b.0).filter(|group| !group[0].1) {
+            groups.push(group);
         }
-        starts.push(all.len());
-        Self {
-            hashes,
-            starts,
-            members: all.into_iter().map(|(_, view)| view).collect(),
+        groups.num_whole = groups.hashes.len();
+        for group in all.chunk_by(|a, b| a.0 == b.0).filter(|group| group[0].1) {
+            groups.push(group);
         }
+        let end = groups.views.len() as u32;
+        groups.starts.push([end; 2]);
+        groups
     }
 
-    fn members(&self, group: usize) -> &[u32] {
-        &self.members[self.starts[group]..self.starts[group + 1]]
+    fn push(&mut self, group: &[(Hash, bool, u32)]) {
+        let start = self.views.len();
+        let num_wholes = group.partition_point(|entry| !entry.1);
+        self.hashes.push(group[0].0);
+        self.starts
+            .push([start as u32, (start + num_wholes) as u32]);
+        self.views.extend(group.iter().map(|entry| entry.2));
+    }
+
+    fn members(&self, group: usize) -> Members<'_> {
+        let [wholes, windows] = self.starts[group].map(|start| start as usize);
+        let end = self.starts[group + 1][0] as usize;
+        Members {
+            wholes: &self.views[wholes..windows],
+            windows: &self.views[windows..end],
+        }
     }
 }
 
@@ -231,30 +267,12 @@ mod tests {
     }
 
     #[test]
-    fn the_best_is_the_largest_then_the_best_scored_then_the_best_described() {
-        let rank = |pixels, score, caption_bytes, address: &str| Rank {
-            pixels,
-            score,
-            caption_bytes,
-            address: Reverse(address.to_owned()),
-        };
-        let ranks = [
-            rank(10, 1.0, 5, "b"),
-            rank(10, 1.0, 5, "a"),
-            rank(10, 1.0, 9, "c"),
-            rank(10, 2.0, 0, "d"),
-            rank(20, 0.0, 0, "e"),
-        ];
-        assert_eq!(by_rank(&ranks), [4, 3, 2, 1, 0]);
-    }
-
-    #[test]
     fn a_crowd_of_flat_pictures_is_split_by_colour_without_comparing_all() {
         let colours = [[250, 10, 10], [10, 10, 250], [255, 255, 255]];
         let flat = |i: u32| Signature::of(&colours[i as usize % 3].repeat(20 * 20), 20, 20).0;
         let view = |picture| View {
             picture,
-            keys: flat(picture).keys,
+            keys: Keys::new(&flat(picture)),
         };
         let views: Vec<View> = (0..300).map(view).collect();
         let (thumbnail, limits) = (|i: u32| Thumbnail::new(&flat(i)), Limits::default());

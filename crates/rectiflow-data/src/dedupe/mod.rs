@@ -1,8 +1,9 @@
 //! Near-copies of pictures: resized, mirrored, recompressed, bordered, cropped a little.
 //!
 //! ```text
-//! pixels -> signature (grid, border): two keys and a thumbnail of each picture
-//! keys -> candidate pairs (pairs, exact) -> confirmed by the thumbnails (thumbnail) -> clusters
+//! pixels -> signature (grid, border): a thumbnail of each picture, and of what its borders hold
+//! thumbnail -> keys of the whole and of windows (key) -> candidate pairs (pairs, exact)
+//! candidates -> moved onto each other (registration), compared (thumbnail) -> clusters
 //! ```
 //!
 //! Pure: pictures and files are the caller's.
@@ -14,6 +15,8 @@ pub const MAX_DISTANCE: u32 = 18;
 pub mod border;
 pub mod clusters;
 pub mod grid;
+pub mod key;
 pub mod pairs;
+pub mod registration;
 pub mod signature;
 pub mod thumbnail;

@@ -54,6 +54,19 @@ pub const MAX_PERCENT: u32 = 33;
 /// # Panics
 /// If `max_distance` exceeds [`MAX_DISTANCE`] or there are 2^32 hashes.
 pub fn near_pairs(hashes: &[Hash], max_distance: u32) -> Vec<(u32, u32)> {
+    near_pairs_of_first(hashes, hashes.len(), max_distance)
+}
+
+/// The pairs of [`near_pairs`] in which i is one of the first `num_first` hashes: the others are
+/// not compared with each other.
+///
+/// # Panics
+/// As [`near_pairs`].
+pub fn near_pairs_of_first(
+    hashes: &[Hash],
+    num_first: usize,
+    max_distance: u32,
+) -> Vec<(u32, u32)> {
     assert!(
         max_distance <= MAX_DISTANCE,
         "bands cover {MAX_DISTANCE} bits, not {max_distance}"
@@ -63,7 +76,7 @@ pub fn near_pairs(hashes: &[Hash], max_distance: u32) -> Vec<(u32, u32)> {
         "hashes are numbered with 32 bits"
     );
     let dealt: Vec<Hash> = hashes.par_iter().map(deal).collect();
-    let plan = Plan::new(&dealt, max_distance);
+    let plan = Plan::new(&dealt, num_first as u32, max_distance);
     let mut pairs = join(&dealt, &plan, 0);
     pairs.par_sort_unstable();
     pairs
@@ -129,6 +142,8 @@ impl Band {
 /// What each band is used for.
 struct Plan {
     max_distance: u32,
+    /// Of a pair, one has a smaller number than this.
+    num_first: u32,
     /// The least crowded first: a pair is reported where it meets first.
     bands: Vec<Band>,
     /// An estimate of twice the number of comparisons.
@@ -137,18 +152,16 @@ struct Plan {
 
 impl Plan {
     /// Allows most where the fewest hashes meet.
-    fn new(dealt: &[Hash], max_distance: u32) -> Self {
+    fn new(dealt: &[Hash], num_first: u32, max_distance: u32) -> Self {
         let num_bands = MIN_BANDS.max((max_distance as usize + 2) / 2);
-        let sample: Vec<Hash> = dealt
-            .iter()
-            .step_by((dealt.len() / SAMPLE).max(1))
-            .copied()
-            .collect();
+        let step = (dealt.len() / SAMPLE).max(1);
+        let sample: Vec<Hash> = dealt.iter().step_by(step).copied().collect();
+        let sampled_first = (num_first as usize).div_ceil(step) as u32;
         let mut bands: Vec<(Band, [u64; 2])> = (0..num_bands)
             .into_par_iter()
             .map(|number| {
                 let band = Band::new(number, num_bands);
-                let costs = Buckets::new(&sample, &band).costs(&band);
+                let costs = Buckets::new(&sample, &band).costs(&band, sampled_first);
                 (band, costs)
             })
             .collect();
@@ -167,6 +180,7 @@ impl Plan {
         bands.sort_by_key(|(_, costs)| costs[0]);
         Self {
             max_distance,
+            num_first,
             bands: bands.into_iter().map(|(band, _)| band).collect(),
             cost,
         }
@@ -246,16 +260,23 @@ impl Buckets {
         unset.filter_map(move |bit| self.find(value | 1 << bit))
     }
 
+    /// The numbers of hashes of a bucket: of the first `num_first`, and of the others.
+    fn counts(&self, bucket: usize, num_first: u32) -> [u64; 2] {
+        let numbers = &self.sorted[self.range(bucket)];
+        let first = numbers.partition_point(|&number| number < num_first);
+        [first as u64, (numbers.len() - first) as u64]
+    }
+
     /// The comparisons that the allowance 0 costs, and those that 1 costs on top, both twice.
-    fn costs(&self, band: &Band) -> [u64; 2] {
+    fn costs(&self, band: &Band, num_first: u32) -> [u64; 2] {
         let (mut equal, mut near) = (0, 0);
         for bucket in 0..self.values.len() {
-            let count = self.range(bucket).len() as u64;
-            equal += count * count;
-            let others = self.neighbours(bucket, band);
-            near += others
-                .map(|other| 2 * count * self.range(other).len() as u64)
-                .sum::<u64>();
+            let [first, rest] = self.counts(bucket, num_first);
+            equal += first * (first + 2 * rest);
+            for other in self.neighbours(bucket, band) {
+                let [other_first, other_rest] = self.counts(other, num_first);
+                near += 2 * (first * (other_first + other_rest) + rest * other_first);
+            }
         }
         [equal, near]
     }
@@ -303,23 +324,33 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
+    /// How many of a bucket's hashes, which ascend, are among the first.
+    fn num_first(&self, bucket: &[(Hash, u32)]) -> usize {
+        bucket.partition_point(|entry| entry.1 < self.plan.num_first)
+    }
+
     fn within(&mut self, bucket: &[(Hash, u32)]) {
-        if bucket.len() > CROWD && self.split(bucket, &[]) {
+        let num_first = self.num_first(bucket);
+        if num_first * bucket.len() > CROWD * CROWD && self.split(bucket, &[]) {
             return;
         }
-        for (i, a) in bucket.iter().enumerate() {
+        for (i, a) in bucket[..num_first].iter().enumerate() {
             self.compare(a, &bucket[i + 1..]);
         }
     }
 
     fn between(&mut self, bucket: &[(Hash, u32)], other: &[(Hash, u32)]) {
-        let crowded =
-            bucket.len().min(other.len()) > 16 && bucket.len() * other.len() > CROWD * CROWD / 2;
+        let (first, other_first) = (self.num_first(bucket), self.num_first(other));
+        let num_compared = first * other.len() + (bucket.len() - first) * other_first;
+        let crowded = bucket.len().min(other.len()) > 16 && num_compared > CROWD * CROWD / 2;
         if crowded && self.split(bucket, other) {
             return;
         }
-        for a in bucket {
+        for a in &bucket[..first] {
             self.compare(a, other);
+        }
+        for a in &other[..other_first] {
+            self.compare(a, &bucket[first..]);
         }
     }
 
@@ -347,21 +378,26 @@ impl Search<'_> {
         if self.depth == MAX_DEPTH {
             return false;
         }
-        let entries = [bucket, other].concat();
-        let hashes: Vec<Hash> = entries.iter().map(|entry| entry.0).collect();
-        let plan = Plan::new(&hashes, self.plan.max_distance);
-        let across = if other.is_empty() {
-            bucket.len()
+        let (first, other_first) = (self.num_first(bucket), self.num_first(other));
+        let twice = if other.is_empty() {
+            first * (2 * bucket.len() - first)
         } else {
-            2 * other.len()
+            2 * (first * other.len() + (bucket.len() - first) * other_first)
         };
-        if plan.cost > (bucket.len() * across) as u64 / 2 {
+        // Those among the first stand first again.
+        let mut entries: Vec<(Hash, u32, bool)> = Vec::with_capacity(bucket.len() + other.len());
+        entries.extend(bucket.iter().map(|&(hash, number)| (hash, number, false)));
+        entries.extend(other.iter().map(|&(hash, number)| (hash, number, true)));
+        entries.sort_unstable_by_key(|entry| entry.1);
+        let hashes: Vec<Hash> = entries.iter().map(|entry| entry.0).collect();
+        let num_first = (first + other_first) as u32;
+        let plan = Plan::new(&hashes, num_first, self.plan.max_distance);
+        if plan.cost > twice as u64 / 2 {
             return false;
         }
         for (i, j) in join(&hashes, &plan, self.depth + 1) {
             let (a, b) = (&entries[i as usize], &entries[j as usize]);
-            let crosses =
-                other.is_empty() || (i as usize) < bucket.len() && j as usize >= bucket.len();
+            let crosses = other.is_empty() || a.2 != b.2;
             if crosses && self.plan.meet_first(&a.0, &b.0, self.band) {
                 self.found.push((a.1.min(b.1), a.1.max(b.1)));
             }
@@ -448,6 +484,29 @@ mod tests {
             assert!(
                 near_pairs(&hashes, max_distance) == expected,
                 "distance {max_distance}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_pairs_with_one_of_the_first_are_found() {
+        let mut numbers = Numbers(3);
+        // A crowd too: half of the hashes share most bits.
+        let mut hashes: Vec<Hash> = (0..1000).map(|_| numbers.hash()).collect();
+        for hash in &mut hashes[500..] {
+            *hash = hash.map(|word| word & 0x000f_000f_000f_000f);
+        }
+        for i in 0..1000 {
+            let copy = numbers.changed(hashes[i], 25);
+            hashes.push(copy);
+        }
+        for num_first in [0, 1, 700, 1600] {
+            let mut expected = brute_force(&hashes, 18);
+            expected.retain(|pair| (pair.0 as usize) < num_first);
+            assert!(num_first < 2 || expected.len() > 100);
+            assert!(
+                near_pairs_of_first(&hashes, num_first, 18) == expected,
+                "{num_first} first"
             );
         }
     }

@@ -1,64 +1,74 @@
 //! Whether two signatures are of copies of one picture.
 //!
-//! First the thumbnails are compared as they are, then after a registration: the scale and the
-//! shift of each axis that map one onto the other, found by Gauss and Newton's method from coarse
-//! to fine (Lucas and Kanade 1981). It finds crops and borders that were trimmed a little
-//! differently. Both are tried with the second picture mirrored.
+//! Two thumbnails are registered, the second also mirrored, and compared block by block: the share
+//! of the blocks that agree decides, so that a mark at an edge or a rest of a border spoils its own
+//! blocks only. A block with detail may differ by a share of it, a plain one by a few levels.
 //!
-//! A difference is judged against the picture's detail: what is left of its contrast without its
-//! mean and slopes. Pictures with little detail (flat ones, gradients) must agree in level and are
-//! never registered, since a part of a gradient is like every other gradient.
-//!
-//! Single precision in a fixed order, and only operations that IEEE 754 rounds correctly: the
-//! same answer on every processor.
+//! Plain blocks agree too easily: of two night skies or two pages with a few strokes nearly all
+//! blocks agree. So a share of the blocks with detail must agree too, and their detail must
+//! correlate.
 
-use crate::dedupe::signature::{COLOUR_SIDE, LUMA_SIDE, Signature};
+use crate::dedupe::{
+    registration::{
+        IDENTITY, Map, Pyramid, coarse_error, each_cell, glance, mirrored, refined, softened, start,
+    },
+    signature::{COLOUR_CELLS, COLOUR_SIDE, LUMA_SIDE, Signature},
+};
 
-const N: usize = LUMA_SIDE;
-/// The map of a picture onto itself.
-const IDENTITY: [f32; 4] = [1.0, 0.0, 1.0, 0.0];
-/// Positions up to here are in the middle.
-const MIDDLE: f32 = 0.625;
+/// Blocks a side.
+const BLOCKS: usize = 8;
+/// Cells a side of a block.
+const BLOCK_SIDE: usize = LUMA_SIDE / BLOCKS;
+/// A block with fewer cells in both pictures is left out.
+const MIN_CELLS: f32 = 24.0;
+/// Cells at the edges that are left out, since a border's colour runs into them.
+const LUMA_MARGIN: usize = 2;
+const COLOUR_MARGIN: usize = 1;
 
 /// The limits of [`Thumbnail::matches`]; levels are those of 8-bit pixels.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Root mean square of the luma differences of a plain picture.
+    /// Root mean square of the luma differences of a plain block.
     pub plain_levels: f32,
-    /// The same in the middle, where 1.8 times the shares below are allowed.
-    pub middle_levels: f32,
-    /// Root mean square of the luma differences, as a share of the detail.
+    /// The difference of the means of a plain block.
+    pub level: f32,
+    /// The same as a share of a block's detail.
     pub share: f32,
-    /// The same after a registration.
-    pub registered_share: f32,
-    /// The same on a plane of 16 x 16 cells; either is enough.
-    pub coarse_share: f32,
-    /// Detail below which nothing is registered.
-    pub registered_detail: f32,
-    /// Kurtosis of the luma above which nothing is registered: the detail is in few cells, as of a
-    /// moon in the night, and one moon fits every other.
-    pub registered_kurtosis: f32,
-    /// Root mean square of the colour differences of a picture with little colour.
+    /// Standard deviation above which a block has detail, in levels.
+    pub detail_levels: f32,
+    /// The same of the colour differences.
     pub colour_levels: f32,
-    /// The same as a share of the colours' contrast, doubled after a registration.
+    /// The same as a share of the colours' contrast in the picture.
     pub colour_share: f32,
+    /// The least share of the blocks that agree.
+    pub agreeing: f32,
+    /// The least share of the blocks with detail that agree.
+    pub detailed: f32,
+    /// The least correlation of the detail.
+    pub correlation: f32,
     /// The largest relative scale of an axis.
     pub scale: f32,
+    /// Root mean square of the luma differences of the coarsest planes.
+    pub coarse_levels: f32,
+    /// The mean square of these on top of that, as a share of their variance.
+    pub coarse_share: f32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            plain_levels: 1.5,
-            middle_levels: 1.0,
-            share: 0.22,
-            registered_share: 0.25,
-            coarse_share: 0.15,
-            registered_detail: 3.0,
-            registered_kurtosis: 12.0,
-            colour_levels: 2.5,
-            colour_share: 0.25,
-            scale: 1.25,
+            plain_levels: 0.8,
+            level: 1.5,
+            share: 0.35,
+            detail_levels: 0.8,
+            colour_levels: 3.0,
+            colour_share: 0.5,
+            agreeing: 0.8,
+            detailed: 0.7,
+            correlation: 0.9,
+            scale: 1.3,
+            coarse_levels: 8.0,
+            coarse_share: 0.25,
         }
     }
 }
@@ -66,417 +76,375 @@ impl Default for Limits {
 /// A signature prepared for comparisons.
 #[derive(Debug, Clone)]
 pub struct Thumbnail {
-    luma: [f32; N * N],
-    /// Without the finest detail, which cannot be moved by a part of a cell.
-    soft: [f32; N * N],
-    colour: [f32; 2 * COLOUR_SIDE * COLOUR_SIDE],
-    /// Root mean square of what no plane explains, in levels.
-    detail: f32,
+    luma: Pyramid,
+    /// `[2, 16, 16]`
+    colour: [Vec<f32>; 2],
     colour_contrast: f32,
-    kurtosis: f32,
     /// Width divided by height.
     aspect: f32,
 }
 
-/// How two thumbnails differ.
+/// How two thumbnails agree.
 #[derive(Debug, Clone, Copy)]
-pub struct Difference {
-    /// Root mean square of the luma differences, in levels.
-    pub luma: f32,
-    /// The largest luma difference.
-    pub largest: f32,
-    /// Root mean square of the colour differences.
-    pub colour: f32,
-    /// The larger detail of the two where they overlap.
-    pub detail: f32,
-    /// As `luma` and `detail`, in the middle five eighths of each side: a frame and what it holds
-    /// can differ in likeness.
-    pub middle: [f32; 2],
-    /// The standard deviation of the colours of the first.
-    pub colour_contrast: f32,
-    /// Of (x, y): position in the first = scale * position in the second + shift, from -1 to 1.
-    pub map: [f32; 4],
+pub struct Agreement {
+    /// The place of the second in the first.
+    pub map: Map,
+    /// The share of all blocks that agree.
+    pub agreeing: f32,
+    /// The share of the blocks with detail that agree.
+    pub detailed: f32,
+    /// The number of blocks with detail.
+    pub num_detailed: u32,
+    /// The correlation of the detail inside the blocks.
+    pub correlation: f32,
+}
+
+/// Sums over the cells of a block.
+#[derive(Debug, Clone, Copy, Default)]
+struct Block {
+    count: f32,
+    a: f32,
+    b: f32,
+    aa: f32,
+    bb: f32,
+    ab: f32,
+    colour: f32,
+    colour_count: f32,
 }
 
 impl Thumbnail {
     /// Prepares a signature.
     pub fn new(signature: &Signature) -> Self {
-        let luma = signature.luma.map(f32::from);
         let [width, height] = signature.size_px.map(|side| f32::from(side.max(1)));
-        let colour = signature.colour.map(f32::from);
+        let (blue, red) = signature.colour.split_at(COLOUR_CELLS);
+        let colour = [blue, red].map(|plane| softened(plane, COLOUR_SIDE));
         Self {
-            soft: softened(&luma),
-            detail: detail(&luma),
+            luma: Pyramid::new(&signature.luma),
             colour_contrast: contrast(&colour),
-            kurtosis: kurtosis(&luma),
-            aspect: width / height,
-            luma,
             colour,
+            aspect: width / height,
         }
     }
 
-    /// Whether `other` is a copy of this picture, as it is or mirrored.
+    /// Whether one of the two is a copy of the other, as it is or mirrored.
     pub fn matches(&self, other: &Self, limits: &Limits) -> bool {
-        self.plain_match(other, limits) || self.registered_match(other, limits)
+        // What surrounds one picture spoils the search for its place from one side only.
+        self.has_shape_of(other, limits)
+            && (self.has_copy(other, limits) || other.has_copy(self, limits))
+    }
+
+    fn has_copy(&self, other: &Self, limits: &Limits) -> bool {
+        self.registered(other, limits) || self.registered(&other.mirrored(), limits)
     }
 
     /// Whether the two are copies without a registration.
     pub fn plain_match(&self, other: &Self, limits: &Limits) -> bool {
-        let ratio = self.aspect / other.aspect;
-        if ratio > limits.scale || ratio * limits.scale < 1.0 {
-            return false;
-        }
-        [false, true].into_iter().any(|mirrored| {
-            let difference = self.difference(other, mirrored);
-            limits.allow(&difference)
-        })
-    }
-
-    fn registered_match(&self, other: &Self, limits: &Limits) -> bool {
-        let ratio = self.aspect / other.aspect;
-        if self.detail.min(other.detail) < limits.registered_detail
-            || self.kurtosis.max(other.kurtosis) > limits.registered_kurtosis
-            || ratio > limits.scale
-            || ratio * limits.scale < 1.0
-        {
-            return false;
-        }
-        [false, true].into_iter().any(|mirrored| {
-            let found = if mirrored {
-                self.registered(&other.mirrored())
-            } else {
-                self.registered(other)
-            };
-            found.is_some_and(|[coarse, fine]| {
-                limits.allow_registered(&coarse, limits.coarse_share)
-                    || limits.allow_registered(&fine, limits.registered_share)
-            })
-        })
-    }
-
-    /// The difference cell by cell.
-    pub fn difference(&self, other: &Self, mirrored: bool) -> Difference {
-        let side = |i: usize, side: usize| {
-            if mirrored {
-                i / side * side + (side - 1 - i % side)
-            } else {
-                i
-            }
+        let fits = |other: &Self| {
+            let error = coarse_error(&self.luma, &other.luma, &IDENTITY);
+            self.may_match(other, error, limits)
+                && limits.allow(&self.agreement(other, IDENTITY, limits))
         };
-        let other_luma: [f32; N * N] = std::array::from_fn(|i| other.luma[side(i, N)]);
-        let mut difference = overlap(&self.luma, &other_luma, N, &IDENTITY)
-            .expect("the identity maps every cell into the plane");
-        let mut colour = 0.0f32;
-        for (i, &value) in self.colour.iter().enumerate() {
-            let d = value - other.colour[side(i, COLOUR_SIDE)];
-            colour += d * d;
+        self.has_shape_of(other, limits) && (fits(other) || fits(&other.mirrored()))
+    }
+
+    fn has_shape_of(&self, other: &Self, limits: &Limits) -> bool {
+        let ratio = self.aspect / other.aspect;
+        ratio <= limits.scale && ratio * limits.scale >= 1.0
+    }
+
+    /// Whether the coarsest planes are alike enough for a closer look.
+    fn may_match(&self, other: &Self, error: f32, limits: &Limits) -> bool {
+        let variance = self
+            .luma
+            .coarse_variance()
+            .max(other.luma.coarse_variance());
+        let levels = limits.coarse_levels * limits.coarse_levels;
+        error <= levels + limits.coarse_share * variance
+    }
+
+    fn registered(&self, other: &Self, limits: &Limits) -> bool {
+        let maps = self.maps(other, limits);
+        let mut found = maps.iter().map(|&map| self.agreement(other, map, limits));
+        found.any(|found| limits.allow(&found))
+    }
+
+    /// The maps of `other` onto this picture that are worth a closer look: the refined one; the
+    /// start, from which pictures without much detail can drift; and none at all, since a mark at
+    /// an edge makes windows without that edge the better start.
+    pub fn maps(&self, other: &Self, limits: &Limits) -> Vec<Map> {
+        if !self.may_match(other, glance(&self.luma, &other.luma), limits) {
+            return Vec::new();
         }
-        difference.colour = (colour / self.colour.len() as f32).sqrt();
-        difference.colour_contrast = self.colour_contrast;
-        difference.detail = self.detail.max(other.detail);
-        difference
+        let start = start(&self.luma, &other.luma);
+        let refined = refined(&self.luma, &other.luma, start);
+        refined.into_iter().chain([start, IDENTITY]).collect()
     }
 
     /// This thumbnail, mirrored.
     pub fn mirrored(&self) -> Self {
-        let turned =
-            |plane: &[f32; N * N]| std::array::from_fn(|i| plane[i / N * N + (N - 1 - i % N)]);
-        let (luma, soft) = (turned(&self.luma), turned(&self.soft));
-        let c = COLOUR_SIDE;
-        let colour = std::array::from_fn(|i| self.colour[i / c * c + (c - 1 - i % c)]);
+        let [blue, red] = &self.colour;
         Self {
-            luma,
-            soft,
-            colour,
+            luma: self.luma.mirrored(),
+            colour: [mirrored(blue, COLOUR_SIDE), mirrored(red, COLOUR_SIDE)],
             ..*self
         }
     }
 
-    /// The differences after the registration of `other` onto this one, on a plane of 16 x 16 cells
-    /// and on that of 32 x 32; `None` if there is none.
-    pub fn registered(&self, other: &Self) -> Option<[Difference; 2]> {
-        let coarse = [&self.soft, &other.soft].map(|plane| reduced(plane, 8));
-        let mut map = start(&coarse[0], &coarse[1])?;
-        let mut found = [None, None];
-        for side in [8, 16, N] {
-            let (a, b) = (reduced(&self.soft, side), reduced(&other.soft, side));
-            for _ in 0..4 {
-                step(&a, &b, side, &mut map)?;
-            }
-            let part = overlap(&a, &b, side, &map)?;
-            if part.luma > 0.7 * part.detail {
-                return None;
-            }
-            found = [found[1], Some(part)];
-        }
-        let cells = COLOUR_SIDE * COLOUR_SIDE;
-        let mut sum = 0.0;
-        for plane in [0..cells, cells..2 * cells] {
-            let planes = [&self.colour[plane.clone()], &other.colour[plane]];
-            let part = overlap(planes[0], planes[1], COLOUR_SIDE, &map)?;
-            sum += part.luma * part.luma;
-        }
-        let with_colour = |difference: Difference| Difference {
-            colour: (sum / 2.0).sqrt(),
-            colour_contrast: self.colour_contrast,
-            ..difference
+    /// How the two agree where they overlap.
+    pub fn agreement(&self, other: &Self, map: Map, limits: &Limits) -> Agreement {
+        let blocks = self.blocks(other, &map);
+        let contrast = self.colour_contrast.max(other.colour_contrast);
+        let allowed = Allowed {
+            limits,
+            offset: offset(&blocks, limits),
+            colour: limits.colour_levels.max(limits.colour_share * contrast),
         };
-        Some([with_colour(found[0]?), with_colour(found[1]?)])
+        let (mut all, mut inner) = (Tally::default(), Tally::default());
+        for (number, block) in blocks.iter().enumerate() {
+            if block.count < MIN_CELLS {
+                continue;
+            }
+            all.add(block, &allowed);
+            let edge = |at: usize| at == 0 || at == BLOCKS - 1;
+            if !edge(number % BLOCKS) && !edge(number / BLOCKS) {
+                inner.add(block, &allowed);
+            }
+        }
+        let correlation = match inner.detailed {
+            0 => all.correlation(),
+            _ => all.correlation().max(inner.correlation()),
+        };
+        Agreement {
+            map,
+            agreeing: match all.num {
+                0..24 => 0.0,
+                num => all.agreeing as f32 / num as f32,
+            },
+            detailed: match all.detailed {
+                0 => 1.0,
+                num => all.detailed_agreeing as f32 / num as f32,
+            },
+            num_detailed: all.detailed,
+            correlation,
+        }
+    }
+
+    fn blocks(&self, other: &Self, map: &Map) -> [Block; BLOCKS * BLOCKS] {
+        let mut blocks = [Block::default(); BLOCKS * BLOCKS];
+        let (first, second) = (self.luma.fine(), other.luma.fine());
+        each_cell(first, LUMA_SIDE, map, LUMA_MARGIN, |x, y, a| {
+            let b = second[y * LUMA_SIDE + x];
+            blocks[y / BLOCK_SIDE * BLOCKS + x / BLOCK_SIDE].add(a, b);
+        });
+        for (first, second) in self.colour.iter().zip(&other.colour) {
+            each_cell(first, COLOUR_SIDE, map, COLOUR_MARGIN, |x, y, a| {
+                let difference = a - second[y * COLOUR_SIDE + x];
+                let block = &mut blocks[y / 2 * BLOCKS + x / 2];
+                block.colour += difference * difference;
+                block.colour_count += 1.0;
+            });
+        }
+        blocks
+    }
+}
+
+/// The difference in level of the two pictures: what JPEG's clipping makes of a page of text. Small
+/// where there is no detail. The middle of the blocks', so that a mark does not move the others.
+fn offset(blocks: &[Block], limits: &Limits) -> f32 {
+    let mut shifts = Vec::with_capacity(blocks.len());
+    let mut detail = 0.0f32;
+    for block in blocks.iter().filter(|block| block.count >= MIN_CELLS) {
+        let [aa, bb, _] = block.moments();
+        shifts.push((block.a - block.b) / block.count);
+        detail += aa.max(bb);
+    }
+    if shifts.is_empty() {
+        return 0.0;
+    }
+    let most = limits.share * (detail / shifts.len() as f32).sqrt();
+    let middle = shifts.len() / 2;
+    let (_, shift, _) = shifts.select_nth_unstable_by(middle, f32::total_cmp);
+    shift.clamp(-most, most)
+}
+
+/// What a block may differ by.
+struct Allowed<'a> {
+    limits: &'a Limits,
+    offset: f32,
+    colour: f32,
+}
+
+/// Counts of blocks, and the sums of their moments.
+#[derive(Debug, Default)]
+struct Tally {
+    num: u32,
+    agreeing: u32,
+    detailed: u32,
+    detailed_agreeing: u32,
+    moments: [f32; 3],
+}
+
+impl Tally {
+    fn add(&mut self, block: &Block, allowed: &Allowed<'_>) {
+        let limits = allowed.limits;
+        let [aa, bb, ab] = block.moments();
+        let detail = aa.max(bb);
+        let of_detail = limits.share * detail.sqrt();
+        let shift = (block.a - block.b) / block.count - allowed.offset;
+        let rest = (aa - 2.0 * ab + bb).max(0.0).sqrt();
+        let colour = (block.colour / block.colour_count.max(1.0)).sqrt();
+        let agrees = rest <= limits.plain_levels.max(of_detail)
+            && shift.abs() <= limits.level.max(of_detail)
+            && colour <= allowed.colour;
+        let has_detail = detail > limits.detail_levels * limits.detail_levels;
+        self.num += 1;
+        self.agreeing += u32::from(agrees);
+        self.detailed += u32::from(has_detail);
+        self.detailed_agreeing += u32::from(has_detail && agrees);
+        for (sum, moment) in self.moments.iter_mut().zip([aa, bb, ab]) {
+            *sum += moment * block.count;
+        }
+    }
+
+    fn correlation(&self) -> f32 {
+        let [aa, bb, ab] = self.moments;
+        ab / (aa * bb).sqrt().max(f32::MIN_POSITIVE)
+    }
+}
+
+impl Block {
+    fn add(&mut self, a: f32, b: f32) {
+        self.count += 1.0;
+        self.a += a;
+        self.b += b;
+        self.aa += a * a;
+        self.bb += b * b;
+        self.ab += a * b;
+    }
+
+    /// The variances of both and the covariance.
+    fn moments(&self) -> [f32; 3] {
+        let (a, b) = (self.a / self.count, self.b / self.count);
+        [
+            (self.aa / self.count - a * a).max(0.0),
+            (self.bb / self.count - b * b).max(0.0),
+            self.ab / self.count - a * b,
+        ]
     }
 }
 
 impl Limits {
-    fn allow(&self, d: &Difference) -> bool {
-        d.luma <= self.plain_levels.max(self.share * d.detail)
-            && d.largest <= 4.0f32.max(2.0 * d.detail)
-            && d.middle[0] <= self.middle_levels.max(1.8 * self.share * d.middle[1])
-            && d.colour
-                <= self
-                    .colour_levels
-                    .max(self.colour_share * d.colour_contrast)
-    }
-
-    fn allow_registered(&self, d: &Difference, share: f32) -> bool {
-        let [sx, tx, sy, ty] = d.map;
+    /// Whether these are copies.
+    pub fn allow(&self, found: &Agreement) -> bool {
         let near = |scale: f32| scale <= self.scale && scale * self.scale >= 1.0;
-        // One lies inside the other: a crop, or a border that was not trimmed. Another picture of
-        // one thing, such as a moon, has it elsewhere.
-        let inside = |scale: f32, shift: f32| shift.abs() <= (scale - 1.0).abs() + 0.04;
-        near(sx)
-            && near(sy)
-            && near(sx / sy)
-            && inside(sx, tx)
-            && inside(sy, ty)
-            && d.luma <= share * d.detail
-            && d.middle[0] <= self.middle_levels.max(1.8 * share * d.middle[1])
-            && d.colour
-                <= (2.0 * self.colour_levels).max(2.0 * self.colour_share * d.colour_contrast)
+        near(found.map.scale[0])
+            && near(found.map.scale[1])
+            && found.map.is_inside()
+            && found.agreeing >= self.agreeing
+            && (found.num_detailed == 0
+                || found.detailed >= self.detailed && found.correlation >= self.correlation)
     }
-}
-
-/// A plane blurred by 1 2 1 in both directions.
-fn softened(plane: &[f32; N * N]) -> [f32; N * N] {
-    let blur = |plane: &[f32; N * N], stride: usize| -> [f32; N * N] {
-        std::array::from_fn(|i| {
-            let at = i / stride % N;
-            let before = if at > 0 { plane[i - stride] } else { plane[i] };
-            let after = if at + 1 < N {
-                plane[i + stride]
-            } else {
-                plane[i]
-            };
-            (before + 2.0 * plane[i] + after) * 0.25
-        })
-    };
-    blur(&blur(plane, 1), N)
-}
-
-/// A square plane with fewer cells.
-fn reduced(plane: &[f32; N * N], side: usize) -> Vec<f32> {
-    let cell = N / side;
-    let mut out = vec![0.0; side * side];
-    for y in 0..N {
-        for x in 0..N {
-            out[y / cell * side + x / cell] += plane[y * N + x];
-        }
-    }
-    for value in &mut out {
-        *value /= (cell * cell) as f32;
-    }
-    out
-}
-
-/// Position from -1 to 1 of the middle of a cell.
-fn position(cell: usize, side: usize) -> f32 {
-    (2.0 * cell as f32 + 1.0) / side as f32 - 1.0
-}
-
-/// A value between cells and its slopes, per unit of position; `None` outside of the plane. Half a
-/// cell at the edges counts as inside.
-fn sample(plane: &[f32], side: usize, x: f32, y: f32) -> Option<(f32, f32, f32)> {
-    let at = |position: f32| (position + 1.0) * side as f32 / 2.0 - 0.5;
-    let (x, y) = (at(x), at(y));
-    let last = side as f32 - 1.0;
-    if x < -0.5 || y < -0.5 || x > last + 0.5 || y > last + 0.5 {
-        return None;
-    }
-    let (x, y) = (x.clamp(0.0, last), y.clamp(0.0, last));
-    let (left, top) = ((x as usize).min(side - 2), (y as usize).min(side - 2));
-    let (u, v) = (x - left as f32, y - top as f32);
-    let cell = top * side + left;
-    let (a, b) = (plane[cell], plane[cell + 1]);
-    let (c, d) = (plane[cell + side], plane[cell + side + 1]);
-    let (upper, lower) = (a + u * (b - a), c + u * (d - c));
-    let slope = side as f32 / 2.0;
-    let along_x = ((b - a) + v * ((d - c) - (b - a))) * slope;
-    Some((
-        upper + v * (lower - upper),
-        along_x,
-        (lower - upper) * slope,
-    ))
-}
-
-/// The best of the maps that crops and borders have, on a plane of 8 x 8 cells: five scales, and
-/// the smaller in the middle, at the edges and in the corners of the larger. `None` if none is
-/// near.
-fn start(a: &[f32], b: &[f32]) -> Option<[f32; 4]> {
-    let mut best: Option<(f32, [f32; 4])> = None;
-    for scale in [1.0f32, 0.9, 0.84, 1.1, 1.18] {
-        let most = (1.0 - scale).abs();
-        for place in 0..9 {
-            let shift = |which: usize| (which as f32 - 1.0) * most;
-            let map = [scale, shift(place % 3), scale, shift(place / 3)];
-            if let Some(part) = overlap(a, b, 8, &map) {
-                let share = part.luma / part.detail.max(1.0);
-                if best.is_none_or(|(least, _)| share < least) {
-                    best = Some((share, map));
-                }
-            }
-        }
-    }
-    best.filter(|&(share, _)| share < 0.8).map(|(_, map)| map)
-}
-
-/// One step of Gauss and Newton's method on the map of `b` onto `a`. `None` without a solution or
-/// with a map that is far from a copy's.
-fn step(a: &[f32], b: &[f32], side: usize, map: &mut [f32; 4]) -> Option<()> {
-    let (mut normal, mut right) = ([[0.0f32; 4]; 4], [0.0f32; 4]);
-    for (cell, &seen) in b.iter().enumerate() {
-        let (x, y) = (position(cell % side, side), position(cell / side, side));
-        let mapped = sample(a, side, map[0] * x + map[1], map[2] * y + map[3]);
-        let Some((value, along_x, along_y)) = mapped else {
-            continue;
-        };
-        let gradient = [along_x * x, along_x, along_y * y, along_y];
-        let difference = seen - value;
-        for i in 0..4 {
-            right[i] += gradient[i] * difference;
-            for j in 0..4 {
-                normal[i][j] += gradient[i] * gradient[j];
-            }
-        }
-    }
-    for (i, row) in normal.iter_mut().enumerate() {
-        row[i] *= 1.001;
-        row[i] += 1e-3;
-    }
-    let change = solved(normal, right)?;
-    for (value, change) in map.iter_mut().zip(change) {
-        *value += change.clamp(-0.1, 0.1);
-    }
-    let far = |scale: f32, shift: f32| (scale - 1.0).abs() > 0.35 || shift.abs() > 0.35;
-    (!far(map[0], map[1]) && !far(map[2], map[3])).then_some(())
-}
-
-/// The solution of four linear equations with a symmetric, positive matrix (Gauss).
-#[allow(clippy::needless_range_loop, reason = "rows and columns of a matrix")]
-fn solved(mut matrix: [[f32; 4]; 4], mut right: [f32; 4]) -> Option<[f32; 4]> {
-    for i in 0..4 {
-        if matrix[i][i] <= 1e-6 {
-            return None;
-        }
-        for row in i + 1..4 {
-            let factor = matrix[row][i] / matrix[i][i];
-            for column in i..4 {
-                matrix[row][column] -= factor * matrix[i][column];
-            }
-            right[row] -= factor * right[i];
-        }
-    }
-    for i in (0..4).rev() {
-        for column in i + 1..4 {
-            right[i] -= matrix[i][column] * right[column];
-        }
-        right[i] /= matrix[i][i];
-    }
-    Some(right)
-}
-
-/// The difference where `b`, mapped, lies in `a`; `None` if that is less than three fifths of it.
-fn overlap(a: &[f32], b: &[f32], side: usize, map: &[f32; 4]) -> Option<Difference> {
-    let (mut cells, mut middle) = (Vec::with_capacity(side * side), Vec::new());
-    let (mut sum, mut middle_sum, mut largest) = (0.0f32, 0.0f32, 0.0f32);
-    for (cell, &seen) in b.iter().enumerate() {
-        let (x, y) = (position(cell % side, side), position(cell / side, side));
-        let mapped = sample(a, side, map[0] * x + map[1], map[2] * y + map[3]);
-        let Some((value, ..)) = mapped else { continue };
-        let d = seen - value;
-        sum += d * d;
-        largest = largest.max(d.abs());
-        cells.push((x, y, seen));
-        if x.abs().max(y.abs()) < MIDDLE {
-            middle.push((x, y, seen));
-            middle_sum += d * d;
-        }
-    }
-    if 5 * cells.len() < 3 * side * side {
-        return None;
-    }
-    let middle_luma = (middle_sum / middle.len().max(1) as f32).sqrt();
-    Some(Difference {
-        luma: (sum / cells.len() as f32).sqrt(),
-        largest,
-        colour: 0.0,
-        detail: off_plane(&cells),
-        middle: [middle_luma, off_plane(&middle)],
-        colour_contrast: 0.0,
-        map: *map,
-    })
-}
-
-/// The fourth moment divided by the square of the second; 0 of a flat plane.
-fn kurtosis(luma: &[f32; N * N]) -> f32 {
-    let mean = luma.iter().sum::<f32>() / luma.len() as f32;
-    let (mut second, mut fourth) = (0.0f32, 0.0f32);
-    for value in luma {
-        let square = (value - mean) * (value - mean);
-        second += square;
-        fourth += square * square;
-    }
-    fourth * luma.len() as f32 / (second * second).max(1.0)
 }
 
 /// The standard deviation of two planes of colour, together.
-fn contrast(colour: &[f32; 2 * COLOUR_SIDE * COLOUR_SIDE]) -> f32 {
+fn contrast(colour: &[Vec<f32>; 2]) -> f32 {
     let mut sum = 0.0f32;
-    for plane in colour.chunks_exact(COLOUR_SIDE * COLOUR_SIDE) {
-        let mean = plane.iter().sum::<f32>() / plane.len() as f32;
-        sum += plane
-            .iter()
-            .map(|value| (value - mean) * (value - mean))
-            .sum::<f32>();
+    for plane in colour {
+        let mean = plane.iter().sum::<f32>() / COLOUR_CELLS as f32;
+        for value in plane {
+            sum += (value - mean) * (value - mean);
+        }
     }
-    (sum / colour.len() as f32).sqrt()
+    (sum / (2 * COLOUR_CELLS) as f32).sqrt()
 }
 
-fn detail(luma: &[f32; N * N]) -> f32 {
-    let cells = luma.iter().enumerate();
-    let cells: Vec<_> = cells
-        .map(|(i, &value)| (position(i % N, N), position(i / N, N), value))
-        .collect();
-    off_plane(&cells)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dedupe::signature::tests::{disc, drawn};
 
-/// Root mean square of what is left of values without their mean and slopes. The positions are
-/// those of a rectangle, in which the two slopes do not depend on each other.
-fn off_plane(cells: &[(f32, f32, f32)]) -> f32 {
-    let count = cells.len() as f32;
-    let (mut mx, mut my, mut mv) = (0.0f32, 0.0f32, 0.0f32);
-    for &(x, y, value) in cells {
-        mx += x;
-        my += y;
-        mv += value;
+    fn thumbnail(width: usize, height: usize, shape: impl Fn(f32, f32) -> [u8; 3]) -> Thumbnail {
+        Thumbnail::new(&Signature::of(&drawn(width, height, shape), width, height).0)
     }
-    let (mx, my, mv) = (mx / count, my / count, mv / count);
-    let (mut xx, mut yy, mut xv, mut yv, mut vv) = (0.0f32, 0.0f32, 0.0f32, 0.0f32, 0.0f32);
-    for &(x, y, value) in cells {
-        let (x, y, value) = (x - mx, y - my, value - mv);
-        xx += x * x;
-        yy += y * y;
-        xv += x * value;
-        yv += y * value;
-        vv += value * value;
+
+    /// Dark, with lights at places that a number decides.
+    fn night(number: u32, x: f32, y: f32) -> [u8; 3] {
+        let mut light = 0.0f32;
+        for star in 0..30 {
+            let at = |axis: u32| {
+                let bytes = [number, star, axis].map(u32::to_le_bytes).concat();
+                xxhash_rust::xxh3::xxh3_64(&bytes) as f32 / u64::MAX as f32
+            };
+            let far = (x - at(0)).powi(2) + (y - at(1)).powi(2);
+            light += 200.0 * (-far / 0.0001).exp();
+        }
+        [(8.0 + 12.0 * y + light).min(255.0) as u8; 3]
     }
-    let explained = xv * xv / xx.max(1e-6) + yv * yv / yy.max(1e-6);
-    ((vv - explained).max(0.0) / count).sqrt()
+
+    #[test]
+    fn crops_borders_and_mirror_images_match() {
+        let limits = Limits::default();
+        let picture = thumbnail(400, 300, disc);
+        let crop = |x: f32, y: f32| disc(0.03 + 0.9 * x, 0.1 + 0.9 * y);
+        let bordered = |x: f32, y: f32| {
+            let (x, y) = ((x - 0.06) / 0.88, (y - 0.08) / 0.84);
+            match (0.0..1.0).contains(&x) && (0.0..1.0).contains(&y) {
+                true => disc(x, y),
+                false => [255; 3],
+            }
+        };
+        for copy in [
+            thumbnail(200, 150, disc),
+            thumbnail(400, 300, |x, y| disc(1.0 - x, y)),
+            thumbnail(360, 270, crop),
+            thumbnail(360, 270, |x, y| crop(1.0 - x, y)),
+            thumbnail(454, 357, bordered),
+        ] {
+            assert!(picture.matches(&copy, &limits) && copy.matches(&picture, &limits));
+        }
+    }
+
+    #[test]
+    fn a_mark_at_an_edge_spoils_its_own_blocks_only() {
+        let marked = |x: f32, y: f32| match x > 0.7 && y < 0.1 {
+            true => [255, 255, 0],
+            false => disc(x, y),
+        };
+        let (picture, marked) = (thumbnail(400, 300, disc), thumbnail(400, 300, marked));
+        assert!(picture.matches(&marked, &Limits::default()));
+    }
+
+    #[test]
+    fn two_night_skies_are_two_pictures_and_a_crop_of_one_is_its_copy() {
+        let limits = Limits::default();
+        let skies: Vec<Thumbnail> = (0..8)
+            .map(|number| thumbnail(400, 300, |x, y| night(number, x, y)))
+            .collect();
+        for (i, sky) in skies.iter().enumerate() {
+            for (j, other) in skies.iter().enumerate() {
+                assert_eq!(sky.matches(other, &limits), i == j, "{i} and {j}");
+            }
+            let part = |x: f32, y: f32| night(i as u32, 0.05 + 0.9 * x, 0.02 + 0.9 * y);
+            assert!(sky.matches(&thumbnail(360, 270, part), &limits), "{i}");
+        }
+    }
+
+    #[test]
+    fn gradients_and_flat_pictures_match_by_their_levels() {
+        let limits = Limits::default();
+        let gradient = |from: f32, to: f32| {
+            thumbnail(200, 200, move |x, y| {
+                let level = from + (to - from) * (0.7 * x + 0.3 * y);
+                [level as u8, 90, 200 - level as u8 / 2]
+            })
+        };
+        let first = gradient(20.0, 180.0);
+        assert!(first.matches(&gradient(28.0, 172.0), &limits), "a crop");
+        assert!(!first.matches(&gradient(20.0, 140.0), &limits));
+        assert!(!first.matches(&gradient(180.0, 60.0), &limits));
+        let flat = |colour: [u8; 3]| thumbnail(60, 40, move |_, _| colour);
+        assert!(flat([200, 10, 10]).matches(&flat([201, 11, 9]), &limits));
+        assert!(!flat([200, 10, 10]).matches(&flat([10, 10, 200]), &limits));
+        assert!(!flat([250; 3]).matches(&flat([235; 3]), &limits));
+    }
 }

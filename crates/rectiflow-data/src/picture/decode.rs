@@ -7,10 +7,7 @@
 //! PNG's gAMA and cICP chunks are ignored (browsers and training sets disagree about them). Only
 //! the first frame of a GIF or an animated WebP is read.
 //!
-//! AVIF is not supported. The candidates in pure Rust (November 2026): rav1d 1.1 has a C interface
-//! and expects an assembler for its speed, re_rav1d is a 0.1 release of a fork, rav1d-safe and
-//! zenavif are AGPL. Such files are listed in `rejected.jsonl` as `unsupported_format`; convert
-//! them to WebP or PNG.
+//! HEIC, TIFF and others are listed in `rejected.jsonl` as `unsupported_format`.
 
 use std::{
     io::Cursor,
@@ -25,6 +22,8 @@ use image::{
 use crate::{
     picture::{
         Picture,
+        avif::{self, Avif},
+        avif_items::is_avif,
         colour::{self, Samples},
         jpeg,
         jpeg_xl::{JpegXl, Opened, is_jpeg_xl},
@@ -83,6 +82,10 @@ fn size_and_orientation(bytes: &[u8], max_pixels: u64) -> Result<((u32, u32), Or
         let size = Opened::new(bytes, max_pixels)?.size;
         return Ok((size, Orientation::NoTransforms));
     }
+    if is_avif(bytes) {
+        let opened = avif::Opened::new(bytes)?;
+        return Ok((opened.size, opened.orientation));
+    }
     match sniff(bytes)? {
         ImageFormat::Jpeg => jpeg::header(bytes),
         format => {
@@ -128,6 +131,9 @@ impl Stored {
         contained(|| {
             if is_jpeg_xl(bytes) {
                 return decode_jpeg_xl(bytes, max_pixels, memory);
+            }
+            if is_avif(bytes) {
+                return decode_avif(bytes, max_pixels, memory);
             }
             match sniff(bytes)? {
                 ImageFormat::Jpeg => decode_jpeg(bytes, max_pixels, memory),
@@ -189,6 +195,19 @@ fn decode_jpeg_xl(bytes: &[u8], max_pixels: u64, memory: Vec<u8>) -> Result<Stor
     })
 }
 
+fn decode_avif(bytes: &[u8], max_pixels: u64, memory: Vec<u8>) -> Result<Stored, Fault> {
+    let opened = avif::Opened::new(bytes)?;
+    let (size, orientation) = (opened.size, opened.orientation);
+    check_size(size, max_pixels)?;
+    let Avif { samples, profile } = opened.decode(memory, max_pixels)?;
+    Ok(Stored {
+        samples,
+        size,
+        profile,
+        orientation,
+    })
+}
+
 fn decode_other(
     bytes: &[u8],
     format: ImageFormat,
@@ -218,7 +237,8 @@ fn sniff(bytes: &[u8]) -> Result<ImageFormat, Fault> {
     match image::guess_format(bytes) {
         Ok(format @ (Jpeg | Png | WebP | Gif)) => Ok(format),
         Ok(other) => Err(unsupported(&format!("{other:?}"))),
-        Err(_) if bytes.get(4..8) == Some(b"ftyp") => Err(unsupported("HEIF or video")),
+        // Of fewer bytes the kind is not known.
+        Err(_) if bytes.len() >= 12 && bytes[4..8] == *b"ftyp" => Err(unsupported("HEIF or video")),
         Err(_) => Err(Fault::new(
             Reason::NotAnImage,
             "its first bytes are not those of an image",

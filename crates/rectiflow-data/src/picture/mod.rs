@@ -5,6 +5,8 @@
 //! Diffusion look for. Decoding, colour profiles and everything else for image files from unknown
 //! sources is in `decode`.
 
+pub(crate) mod avif;
+pub(crate) mod avif_items;
 pub(crate) mod colour;
 pub mod contact_sheet;
 pub mod decode;
@@ -13,6 +15,7 @@ pub(crate) mod jpeg_xl;
 pub mod resize;
 pub(crate) mod srgb_profile;
 pub mod workspace;
+pub(crate) mod yuv;
 
 use std::{io::Write, path::Path};
 

@@ -38,6 +38,7 @@ use crate::{
         scan::Accepted,
         settings::PrepSettings,
         signatures::{self, OldRecords},
+        timeline::{Timeline, Work},
     },
     reject::{Fault, Reason},
     source::Source,
@@ -68,6 +69,7 @@ pub(crate) struct Encoding<'a> {
     /// Shape of a bucket's latents, `[C, h, w]`.
     pub(crate) shape: &'a (dyn Fn(Bucket) -> [usize; 3] + Sync),
     pub(crate) plan: &'a str,
+    pub(crate) timeline: &'a Timeline,
 }
 
 /// What the decoding threads share.
@@ -167,19 +169,24 @@ impl Encoding<'_> {
         let (payload, signatures, note) = match self.stored(item) {
             Some(latents) => (Payload::Latents(latents), self.signatures.of(item.id), None),
             None => {
-                let bytes = self.read(accepted.file, item.id)?;
+                let timeline = self.timeline;
+                let bytes = timeline.time(Work::Read, || self.read(accepted.file, item.id))?;
                 let _alone = lock_if_large(accepted, &shared.large);
-                let resize = self.settings.resize;
                 shared.workspaces.with(|workspace| {
-                    let decoded = self.decoded(workspace, accepted, &bytes)?;
-                    let signatures = signatures::records(item.id, &decoded.picture);
-                    let pixels = workspace.fit(decoded.picture, &placement, item.bucket, resize);
-                    Ok((Payload::Pixels(pixels), signatures, decoded.note))
+                    let decode = || self.decoded(workspace, accepted, &bytes);
+                    let Decoded { picture, note } = timeline.time(Work::Decode, decode)?;
+                    let sign = || signatures::records(item.id, &picture);
+                    let signatures = timeline.time(Work::Sign, sign);
+                    let resize = self.settings.resize;
+                    let fit = || workspace.fit(picture, &placement, item.bucket, resize);
+                    let pixels = timeline.time(Work::Resize, fit);
+                    Ok((Payload::Pixels(pixels), signatures, note))
                 })?
             }
         };
+        let record = || self.record(item, &placement);
         Ok(Prepared {
-            record: self.record(item, &placement),
+            record: self.timeline.time(Work::Text, record),
             payload,
             signatures,
             note,
@@ -270,7 +277,8 @@ impl Encoding<'_> {
         let mut done = 0;
         let mut rejected = 0;
         let mut open: Option<OpenObject<'_>> = None;
-        for batch in windows.into_iter().flatten() {
+        let mut batches = windows.into_iter().flatten();
+        while let Some(batch) = self.timeline.time(Work::Wait, || batches.next()) {
             let planned = objects[batch.object];
             let is_last = batch.is_last;
             done += batch.samples.len() as u64;
@@ -293,7 +301,7 @@ impl Encoding<'_> {
             });
             if is_last {
                 rejected = failed;
-                finished(object.finish()?)?;
+                finished(self.timeline.time(Work::Write, || object.finish())?)?;
             } else {
                 open = Some(object);
             }
@@ -325,6 +333,7 @@ fn cut(object: usize, samples: Vec<Sample>, size: usize) -> Vec<Batch> {
 /// The object being written. Its files are created with its first good row.
 struct OpenObject<'a> {
     store: &'a Store,
+    timeline: &'a Timeline,
     /// Shape of its latents, `[C, h, w]`.
     shape: [usize; 3],
     journal: Journal,
@@ -351,6 +360,7 @@ impl<'a> OpenObject<'a> {
         };
         Self {
             store: encoding.store,
+            timeline: encoding.timeline,
             shape: (encoding.shape)(planned.bucket),
             journal,
             writer: None,
@@ -367,7 +377,14 @@ impl<'a> OpenObject<'a> {
                 Err(fault) => self.journal.faults.push((id, fault)),
             }
         }
-        let latents = encode_pixels(&good, self.journal.bucket, self.shape, encode)?;
+        let timeline = self.timeline;
+        let encode = || encode_pixels(&good, self.journal.bucket, self.shape, encode);
+        let latents = timeline.time(Work::Encode, encode)?;
+        timeline.time(Work::Write, || self.append(good, &latents))
+    }
+
+    /// Appends rows. `latents` are those of the samples that had none.
+    fn append(&mut self, good: Vec<Prepared>, latents: &[f16]) -> Result<()> {
         let mut encoded = latents.chunks_exact(self.shape.iter().product());
         for prepared in good {
             let row = match &prepared.payload {
@@ -417,8 +434,9 @@ impl<'a> OpenObject<'a> {
             let done = writer.finish()?;
             self.journal.text_bytes = done.text_bytes;
             self.journal.blocks = done.blocks;
-            self.journal.signatures_bytes = self.signatures.len() as u64;
-            signatures::write(&self.store.root, &self.journal.stem, &self.signatures)?;
+            let stem = &self.journal.stem;
+            self.journal.signatures_bytes =
+                signatures::write(&self.store.root, stem, &self.signatures)?;
         }
         self.store.write_journal(&self.journal)?;
         Ok(self.journal)

@@ -7,7 +7,10 @@ use serde::Serialize;
 use crate::{
     board::count::{BoardCount, ClauseCount},
     format::{bucket::Bucket, manifest::Split},
-    prep::part::Part,
+    prep::{
+        part::Part,
+        timeline::{EncoderSecs, Stretch},
+    },
     reject::{Reason, Remark},
 };
 
@@ -148,6 +151,11 @@ pub struct PrepSummary {
     pub deleted_rows: u64,
     /// Bytes of latents and text.
     pub bytes: u64,
+    /// How the thread of the encoder spent its time.
+    pub encoder_secs: EncoderSecs,
+    /// When each thread did what, at the beginning of the run.
+    #[serde(skip)]
+    pub timeline: Vec<Stretch>,
     /// Duration of this run.
     pub secs: f64,
 }
@@ -167,6 +175,11 @@ pub struct PartSummary {
     pub written_rows: u64,
     /// Images that failed while they were encoded.
     pub failed: u64,
+    /// How the thread of the encoder spent its time.
+    pub encoder_secs: EncoderSecs,
+    /// When each thread did what, at the beginning of the run.
+    #[serde(skip)]
+    pub timeline: Vec<Stretch>,
     /// Duration of this run.
     pub secs: f64,
 }

@@ -140,10 +140,9 @@ impl Store {
         geometry: &Geometry,
         holders: Holders,
     ) -> Result<Self> {
-        let folder = root.join(OBJECTS_FOLDER);
-        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let lock = lock_root(root, holders)?;
         let mut store = Self {
-            _lock: lock(root, holders)?,
+            _lock: lock,
             root: root.to_owned(),
             codec: codec.clone(),
             geometry: geometry.clone(),
@@ -157,6 +156,28 @@ impl Store {
             store.objects = read_objects(root, &dataset)?;
             store.dataset = Some(dataset);
         }
+        store.read_pending()?;
+        Ok(store)
+    }
+
+    /// Opens the data set in `root`, whatever its codec and geometry are.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`Error::Io`] if there is no data set.
+    pub(crate) fn open_packed(root: &Path, holders: Holders) -> Result<Self> {
+        let manifest = root.join(MANIFEST_FILE);
+        fs::metadata(&manifest).map_err(Error::io(&manifest))?;
+        let lock = lock_root(root, holders)?;
+        let dataset = Dataset::open(root)?;
+        let mut store = Self {
+            _lock: lock,
+            root: root.to_owned(),
+            codec: dataset.manifest().codec.clone(),
+            geometry: dataset.manifest().geometry.clone(),
+            objects: read_objects(root, &dataset)?,
+            pending: Vec::new(),
+            dataset: Some(dataset),
+        };
         store.read_pending()?;
         Ok(store)
     }
@@ -337,6 +358,13 @@ impl Stored {
         }
         manifest.objects.push(object);
     }
+}
+
+/// Makes the folder of journals, and locks the data set.
+fn lock_root(root: &Path, holders: Holders) -> Result<File> {
+    let folder = root.join(OBJECTS_FOLDER);
+    fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+    lock(root, holders)
 }
 
 /// The latents file of an object.

@@ -16,6 +16,7 @@
 //! become part of the data set and the rest is planned again. The content of a file never ends a
 //! run; a full disk or a failing encoder does.
 
+pub(crate) mod compared;
 pub(crate) mod copies_list;
 pub(crate) mod encode;
 pub(crate) mod events;
@@ -25,6 +26,7 @@ pub(crate) mod journal;
 pub(crate) mod kept_pictures;
 pub(crate) mod listing;
 pub mod near_copies;
+pub(crate) mod near_copy;
 pub(crate) mod objects;
 pub(crate) mod outlet;
 pub(crate) mod part;
@@ -33,14 +35,18 @@ pub(crate) mod preparation;
 pub mod publish;
 pub(crate) mod scan;
 pub(crate) mod scanned;
+pub(crate) mod scores;
 pub(crate) mod settings;
 pub(crate) mod share;
+pub(crate) mod sign;
 pub(crate) mod signatures;
 pub mod small_pictures;
+pub(crate) mod source_copies;
 pub mod speed;
 pub(crate) mod split;
 mod summary;
 pub(crate) mod text_notes;
+pub(crate) mod timeline;
 pub(crate) mod workers;
 
 pub use events::{BucketCount, PartSummary, PrepEvent, PrepSummary, RgbBatch};
@@ -49,4 +55,7 @@ pub use part::Part;
 pub use places::{check_places, list_source_in};
 pub use preparation::prepare;
 pub use settings::PrepSettings;
+pub use sign::{SignedAgain, sign_again};
+pub use source_copies::find_near_copies_in_source;
+pub use timeline::{EncoderSecs, Stretch, Work};
 pub use workers::{Stage, gather_facts, join_parts, prepare_part};

@@ -46,6 +46,32 @@ fn annotations_file(out: &Path) -> PathBuf {
     out.join("prep/annotations.txt")
 }
 
+/// The tables of annotations of the last preparation of the data set in `out` that can still be
+/// read. The others are named in the log.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn usable_annotations(out: &Path) -> Result<Vec<PathBuf>> {
+    let path = annotations_file(out);
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let mut tables = Vec::new();
+    for table in text.lines().map(PathBuf::from) {
+        if table.exists() {
+            tables.push(table);
+        } else {
+            tracing::warn!(
+                "{}: a table of annotations of the last preparation, is not there from here: its \
+                 scores do not count",
+                table.display()
+            );
+        }
+    }
+    Ok(tables)
+}
+
 /// Refuses to take the captions of tables out of a data set because they were not named again.
 fn check_annotations(out: &Path, settings: &PrepSettings) -> Result<()> {
     let path = annotations_file(out);

@@ -33,6 +33,7 @@ use crate::{
         share,
         signatures::OldRecords,
         split::sides,
+        timeline::{Timeline, Work},
     },
     reject::{self, NOTES_FILE, REJECTED_FILE},
     source::Source,
@@ -72,10 +73,13 @@ pub fn prepare(
     let mut remembered = Remembered::new();
     share::remember(out, &mut remembered);
     let memory = out.join(FACTS_FILE);
-    let left_out = copies_list::left_out(out)?;
+    let left_out = copies_list::left_out(out, &settings.without)?;
     let carried = (&kept, &left_out);
-    let scan = Scan::run(&source, &memory, remembered, carried, settings, progress)?;
+    let timeline = Timeline::new();
+    let scan = || Scan::run(&source, &memory, remembered, carried, settings, progress);
+    let scan = timeline.time(Work::Facts, scan)?;
     let mut preparation = Preparation::new(store, source, scan, kept, (settings, codec))?;
+    preparation.timeline = timeline;
     preparation.run(encode, progress)?;
     preparation.leave_lists(out)?;
     share::forget(out)?;
@@ -93,6 +97,7 @@ pub(crate) struct Preparation<'a> {
     /// Where latents are sent, if they do not stay.
     pub(crate) outlet: Option<Outlet>,
     pub(crate) counts: Counts,
+    pub(crate) timeline: Timeline,
 }
 
 /// What was done, in rows.
@@ -124,6 +129,7 @@ impl<'a> Preparation<'a> {
             kept,
             outlet,
             counts: Counts::default(),
+            timeline: Timeline::new(),
         })
     }
 
@@ -422,6 +428,7 @@ impl<'a> Preparation<'a> {
             signatures: &signatures,
             shape: &|bucket| latent_shape(self.codec, bucket),
             plan: &plan.id,
+            timeline: &self.timeline,
         };
         let mut written = Vec::new();
         let Some(outlet) = &self.outlet else {

@@ -151,7 +151,7 @@ fn lies_as_stored(source: &Source, found: &Sample, settings: &PrepSettings) -> b
 }
 
 /// The fact about a picture, and its bytes unless the fact comes from an earlier run.
-fn fact_of(
+pub(crate) fn fact_of(
     source: &Source,
     found: &Sample,
     remembered: &Remembered,
@@ -189,12 +189,26 @@ fn check_length(bytes: u64, settings: &PrepSettings) -> std::result::Result<(), 
     Ok(())
 }
 
-/// Appends new facts to the part file, which the first of them creates. It is not flushed to the
-/// disk: a power cut loses the last facts.
+/// Appends new facts to the part file, which the first of them creates.
 pub(crate) fn append(path: &Path, file: &mut Option<File>, scanned: &[Scanned]) -> Result<()> {
-    let lines = new_lines(scanned);
-    if lines.is_empty() {
+    let new = scanned.iter().filter(|scanned| !scanned.known);
+    let facts: Vec<&Fact> = new
+        .filter_map(|scanned| scanned.fact.as_ref().ok())
+        .collect();
+    append_facts(path, file, &facts)
+}
+
+/// Appends facts to a file, which the first of them creates. It is not flushed to the disk: a power
+/// cut loses the last facts.
+pub(crate) fn append_facts(path: &Path, file: &mut Option<File>, facts: &[&Fact]) -> Result<()> {
+    if facts.is_empty() {
         return Ok(());
+    }
+    let mut lines = String::new();
+    for fact in facts {
+        // The newline before a line ends one that a killed run left half written.
+        lines.push('\n');
+        lines.push_str(&fact.to_line());
     }
     if file.is_none() {
         let options = File::options().append(true).create(true).open(path);
@@ -202,17 +216,4 @@ pub(crate) fn append(path: &Path, file: &mut Option<File>, scanned: &[Scanned]) 
     }
     let file = file.as_mut().expect("it was just opened");
     file.write_all(lines.as_bytes()).map_err(Error::io(path))
-}
-
-/// The lines of new facts.
-fn new_lines(scanned: &[Scanned]) -> String {
-    let mut lines = String::new();
-    for scanned in scanned.iter().filter(|scanned| !scanned.known) {
-        if let Ok(fact) = &scanned.fact {
-            // The newline before a line ends one that a killed run left half written.
-            lines.push('\n');
-            lines.push_str(&fact.to_line());
-        }
-    }
-    lines
 }

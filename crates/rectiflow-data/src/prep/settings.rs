@@ -108,6 +108,10 @@ pub struct PrepSettings {
     /// tags and ranks are added to the texts of the pictures that they are about. Paths from where
     /// the program runs; `--annotations` adds others. Default none.
     pub annotations: Vec<PathBuf>,
+    /// Lists of near-copies that stay out, as `rectiflow dedupe SOURCE` writes them, if the picture
+    /// that stays instead is there. Paths from where the program runs; `--without` adds others. The
+    /// data set's own list, `near-copies.jsonl`, needs no naming. Default none.
+    pub without: Vec<PathBuf>,
     /// Which pictures are kept, such as `rating in [g, s] and score >= 5 and width*height >= 65536
     /// and not tag:comic`: columns of tables of image boards, and of every picture `width`,
     /// `height`, `num_tags` and `tag:name`. Default "": all.
@@ -169,6 +173,7 @@ impl Default for PrepSettings {
             unescape_parentheses: true,
             tables: Vec::new(),
             annotations: Vec::new(),
+            without: Vec::new(),
             filter: String::new(),
             keep_gib: 1.0,
             encode_batch: 8,

@@ -254,7 +254,10 @@ impl Share {
                 num_files: num_samples as u64,
             });
         }
-        scan.finish(source, &copies_list::left_out(&self.root)?)?;
+        scan.finish(
+            source,
+            &copies_list::left_out(&self.root, &settings.without)?,
+        )?;
         Ok(scan)
     }
 

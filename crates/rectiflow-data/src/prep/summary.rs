@@ -33,6 +33,7 @@ impl Preparation<'_> {
         if let Some(count) = counts.get_mut(&Reason::Filtered) {
             *count = self.scan.filtered.count();
         }
+        let (timeline, encoder_secs) = self.timeline.take();
         PrepSummary {
             train_rows: buckets.iter().map(|count| count.train).sum(),
             test_rows: buckets.iter().map(|count| count.test).sum(),
@@ -49,6 +50,8 @@ impl Preparation<'_> {
             rewritten_rows: self.counts.rewritten,
             deleted_rows,
             bytes,
+            encoder_secs,
+            timeline,
             secs,
         }
     }

@@ -153,6 +153,7 @@ impl Preparation<'_> {
         let latents = self.existing_latents();
         let written = self.encode_objects((&left, &finished), &plan, &latents, encode, progress)?;
         let failed = written.iter().map(|journal| journal.faults.len() as u64);
+        let (timeline, encoder_secs) = self.timeline.take();
         Ok(PartSummary {
             part,
             all_objects: plan.objects.len() as u64,
@@ -160,6 +161,8 @@ impl Preparation<'_> {
             resumed_objects: (own.len() - left.len()) as u64,
             written_rows: num_rows(&written),
             failed: failed.sum(),
+            encoder_secs,
+            timeline,
             secs: 0.0,
         })
     }

@@ -14,8 +14,10 @@
 pub(crate) mod aws_profile;
 pub(crate) mod block_checksum;
 pub(crate) mod buffers;
+pub(crate) mod folder;
 pub(crate) mod listing;
 pub(crate) mod network;
+pub(crate) mod post;
 pub(crate) mod request;
 mod retry;
 pub(crate) mod store;
@@ -249,9 +251,17 @@ impl Remote {
         self.network.deadline
     }
 
+    /// The key of an object. `Key::join` would write `[` and others as `%5B`: another object.
     fn key(&self, name: &str) -> Key {
-        name.split('/')
-            .fold(self.prefix.clone(), |key, part| key.join(part))
+        let prefix: &str = self.prefix.as_ref();
+        let path = match prefix.is_empty() {
+            true => name.to_owned(),
+            false => format!("{prefix}/{name}"),
+        };
+        Key::parse(path).unwrap_or_else(|_| {
+            let parts = name.split('/');
+            parts.fold(self.prefix.clone(), |key, part| key.join(part))
+        })
     }
 
     async fn read<T>(

@@ -25,6 +25,7 @@ use crate::{
     reject::{Reason, Remark},
     source::{
         names::TableKind,
+        tree::Tree,
         walk::{Walk, join},
     },
     text::caption::{Reading, Text},
@@ -56,14 +57,21 @@ pub(crate) struct Size {
     pub(crate) height_px: u32,
 }
 
-/// The tables that the settings name, for a source at `root` of any kind.
+/// The tables that the settings name, for a source of any kind in `tree`.
 ///
 /// # Errors
-/// [`Error::Invalid`] if one does not exist.
-pub(crate) fn named_tables(root: &Path, settings: &BoardSettings<'_>) -> Result<Vec<TableFile>> {
+/// [`Error::Invalid`] if one does not exist; [`Error::Remote`] if one at a URL cannot be read.
+pub(crate) fn named_tables(
+    tree: &mut Tree,
+    settings: &BoardSettings<'_>,
+) -> Result<Vec<TableFile>> {
     let mut files: Vec<TableFile> = Vec::new();
     for name in settings.tables {
-        let file = named_table(root, name)?;
+        let is_far = tree.is_far() && !Path::new(name).is_absolute();
+        let file = match is_far {
+            true => far_table(tree, name)?,
+            false => named_table(tree.local().unwrap_or(Path::new("/")), name)?,
+        };
         if !files.iter().any(|other| other.path == file.path) {
             files.push(file);
         }
@@ -71,21 +79,44 @@ pub(crate) fn named_tables(root: &Path, settings: &BoardSettings<'_>) -> Result<
     Ok(files)
 }
 
-/// Takes the tables of image boards out of a walk: those of `files`, which are named, and those
-/// that are found, which are added to `files`.
-pub(crate) fn take_tables(walk: &mut Walk<'_>, files: &mut Vec<TableFile>) {
+/// Takes the tables of image boards out of a walk over `tree`: those of `files`, which are named,
+/// and those that are found, which are added to `files`.
+///
+/// # Errors
+/// [`Error::Remote`] if a table at a URL cannot be read.
+pub(crate) fn take_tables(
+    tree: &mut Tree,
+    walk: &mut Walk,
+    files: &mut Vec<TableFile>,
+) -> Result<()> {
     if !files.is_empty() {
-        let root = walk.root;
-        let is_named = |path: &str| {
-            let path = fs::canonicalize(root.join(path));
-            path.is_ok_and(|path| files.iter().any(|file| file.path == path))
+        let root = tree.local().map(Path::to_owned);
+        let is_named = |path: &str| match &root {
+            None => files.iter().any(|file| file.shown == path),
+            Some(root) => {
+                let path = fs::canonicalize(root.join(path));
+                path.is_ok_and(|path| files.iter().any(|file| file.path == path))
+            }
         };
         walk.images.retain(|image| !is_named(&image.path));
         let tables = &mut walk.tables;
         tables.retain(|table| !is_named(&join(&table.folder, &table.name)));
     }
-    found_tables(walk, files);
-    found_sqlite(walk, files);
+    found_tables(tree, walk, files)?;
+    found_sqlite(tree, walk, files)
+}
+
+/// The table at a URL that the user calls `name`.
+fn far_table(tree: &mut Tree, name: &str) -> Result<TableFile> {
+    let path = tree.on_disk(name)?;
+    let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+    Ok(TableFile {
+        path,
+        folder: folder.to_owned(),
+        shown: name.to_owned(),
+        scope: String::new(),
+        is_named: true,
+    })
 }
 
 /// The table that the user calls `name`.
@@ -115,47 +146,52 @@ fn named_table(root: &Path, name: &str) -> Result<TableFile> {
     })
 }
 
-/// The table at `path`, which is for the pictures of its folder.
-fn found_table(root: &Path, path: String) -> TableFile {
-    let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+/// The table `shown`, a copy of which can be at `path`, for the pictures of its folder.
+fn found_table(path: PathBuf, shown: String) -> TableFile {
+    let folder = shown.rsplit_once('/').map_or("", |(folder, _)| folder);
     TableFile {
-        path: root.join(&path),
+        path,
         folder: folder.to_owned(),
         scope: folder.to_owned(),
-        shown: path,
+        shown,
         is_named: false,
     }
 }
 
 /// Takes tables that are of an image board by their columns.
-fn found_tables(walk: &mut Walk<'_>, files: &mut Vec<TableFile>) {
+fn found_tables(tree: &mut Tree, walk: &mut Walk, files: &mut Vec<TableFile>) -> Result<()> {
     let mut others = Vec::new();
     for table in std::mem::take(&mut walk.tables) {
-        let path = join(&table.folder, &table.name);
-        let can_be = table.kind != TableKind::Json;
-        if can_be && is_board(&walk.root.join(&path)) {
-            files.push(found_table(walk.root, path));
-        } else {
-            others.push(table);
+        let shown = join(&table.folder, &table.name);
+        if table.kind != TableKind::Json {
+            let path = tree.on_disk(&shown)?;
+            if is_board(&path) {
+                files.push(found_table(path, shown));
+                continue;
+            }
         }
+        others.push(table);
     }
     walk.tables = others;
+    Ok(())
 }
 
 /// Takes SQLite files. One without posts becomes a remark.
-fn found_sqlite(walk: &mut Walk<'_>, files: &mut Vec<TableFile>) {
+fn found_sqlite(tree: &mut Tree, walk: &mut Walk, files: &mut Vec<TableFile>) -> Result<()> {
     let mut others = Vec::new();
     for image in std::mem::take(&mut walk.images) {
         let name = image.path.to_lowercase();
-        let full: PathBuf = walk.root.join(&image.path);
-        let is_sqlite = SQLITE_ENDINGS.iter().any(|ending| name.ends_with(ending))
-            && matches!(Format::of(&full), Ok(Some(Format::Sqlite)));
-        if !is_sqlite {
+        if !SQLITE_ENDINGS.iter().any(|ending| name.ends_with(ending)) {
             others.push(image);
             continue;
         }
-        match Format::Sqlite.columns(&full) {
-            Ok(_) => files.push(found_table(walk.root, image.path)),
+        let path = tree.on_disk(&image.path)?;
+        if !matches!(Format::of(&path), Ok(Some(Format::Sqlite))) {
+            others.push(image);
+            continue;
+        }
+        match Format::Sqlite.columns(&path) {
+            Ok(_) => files.push(found_table(path, image.path)),
             Err(detail) => {
                 let remark = Remark::new(image.path, Reason::UnreadKind, detail);
                 walk.remarks.push(remark);
@@ -163,6 +199,7 @@ fn found_sqlite(walk: &mut Walk<'_>, files: &mut Vec<TableFile>) {
         }
     }
     walk.images = others;
+    Ok(())
 }
 
 impl Boards {

@@ -7,12 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
-    source::shards::{
-        files::{Files, INDEX},
-        mds,
-        members::is_picture,
-        parquet_listing,
-        tar_headers::{self, BLOCK_BYTES},
+    source::{
+        names::{Kind, classify},
+        shards::{
+            files::{Files, INDEX},
+            mds,
+            members::is_picture,
+            parquet_listing,
+            tar_headers::{self, BLOCK_BYTES},
+        },
     },
 };
 
@@ -65,6 +68,8 @@ pub(crate) struct Survey {
     pub(crate) parquets: Vec<String>,
     /// Files that can be the index of MDS.
     pub(crate) indexes: Vec<String>,
+    /// Tables, which can name pictures.
+    pub(crate) tables: Vec<String>,
 }
 
 impl Survey {
@@ -83,6 +88,8 @@ impl Survey {
                 &mut survey.indexes
             } else if is_picture(name) {
                 &mut survey.pictures
+            } else if matches!(classify(name).0, Kind::Table(_)) {
+                &mut survey.tables
             } else {
                 continue;
             };
@@ -114,16 +121,14 @@ impl Survey {
             reason,
         };
         match kinds[..] {
-            [(SourceKind::Folder, _)] if files.is_far() => Err(wrong(
-                "loose pictures at a URL are not read: copy them to this machine, or pack them \
-                 into tars there"
-                    .to_owned(),
-            )),
             [(kind, _)] => Ok(kind),
             [] if !self.compressed.is_empty() => Err(wrong(compressed(&self.compressed[0]))),
+            [] if files.is_far() && !(self.tables.is_empty() && self.parquets.is_empty()) => {
+                Ok(SourceKind::Folder)
+            }
             [] if files.is_far() || files.is_named => Err(wrong(
-                "it has no tar, no Parquet file with pictures and no index.json of MDS; \
-                 docs/preparation.md lists what is read"
+                "it has no pictures, no tar, no Parquet file with pictures and no index.json of \
+                 MDS; docs/preparation.md lists what is read"
                     .to_owned(),
             )),
             [] => Ok(SourceKind::Folder),

@@ -1,43 +1,50 @@
 //! A folder of pictures: each with the caption files beside it and the rows of tables that name it.
 
-use std::{cmp::Reverse, collections::BTreeMap, path::Path};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use crate::{
     board::TableFile as BoardTable,
+    error::{Error, Result},
     reject::{Fault, Reason, Remark},
     source::{
         boards::take_tables,
         listing::Listing,
         named_path::{Finder, Root},
-        names::{TableKind, classify},
+        names::{Kind, TableKind, classify},
         rows::{Contents, Row, RowFile, Rows},
-        sample::{Line, Place, Sample, Table},
+        sample::{Line, Sample, Table},
         shards::members::is_picture,
         table,
+        tree::Tree,
         walk::{TableFile, Walk, join},
     },
 };
 
-/// Lists the folder `root`, without the data set in `out`. Tables of image boards are added to
+/// Lists the files of `walk`, which are those of `tree`. Tables of image boards are added to
 /// `boards`.
+///
+/// # Errors
+/// [`Error::Remote`] if a table at a URL cannot be read.
 pub(crate) fn list(
-    root: &Path,
-    out: &Path,
+    tree: &mut Tree,
+    mut walk: Walk,
     boards: &mut Vec<BoardTable>,
     row_file: RowFile,
-) -> Listing {
-    let mut walk = Walk::over(root, out);
-    take_tables(&mut walk, boards);
+) -> Result<Listing> {
+    take_tables(tree, &mut walk, boards)?;
     let Walk {
         images,
         mut tables,
         mut remarks,
-        ..
     } = walk;
     tables.sort_by_cached_key(precedence);
     let mut reader = TableReader {
-        root: Root::new(root),
-        folder: root,
+        root: root_of(tree),
+        tree: &mut *tree,
         finder: Finder::new(images.iter().map(|image| image.path.as_str()).collect()),
         row_file,
         lines: vec![Vec::new(); images.len()],
@@ -45,7 +52,7 @@ pub(crate) fn list(
         remarks: Vec::new(),
     };
     for table in &tables {
-        reader.read(table);
+        reader.read(table)?;
     }
     let TableReader {
         row_file,
@@ -58,20 +65,80 @@ pub(crate) fn list(
     remarks.extend(table_remarks);
     for (image, lines) in images.into_iter().zip(lines) {
         samples.push(Sample {
+            place: tree.place_of(&image.path),
             path: image.path,
-            place: Place::File,
             sidecars: image.sidecars.into(),
             lines: lines.into(),
             sha256: None,
             listed_px: [0; 2],
         });
     }
-    Listing {
+    Ok(Listing {
         notes: repeats(&samples),
         samples,
         remarks,
         tables,
         ..Listing::new(row_file)
+    })
+}
+
+/// The pictures that `tables` name, for a place that lists no files.
+///
+/// # Errors
+/// [`Error::Invalid`] if they name none; [`Error::Io`] if `work` cannot be written.
+pub(crate) fn named(tree: &mut Tree, tables: &[String], work: &Path) -> Result<Walk> {
+    let root = root_of(tree);
+    let mut paths: BTreeSet<String> = tables.iter().cloned().collect();
+    let mut problems = Vec::new();
+    for table in tables {
+        let Kind::Table(kind) = classify(table).0 else {
+            continue;
+        };
+        let mut first_bad = None;
+        let mut take = |row: Row| {
+            let image = row.image.and_then(|named| root.relative(&named, ""));
+            match image {
+                Ok(image) => {
+                    paths.insert(image);
+                }
+                Err(reason) => {
+                    first_bad.get_or_insert((row.number, reason));
+                }
+            }
+        };
+        // These rows are read again, and kept then.
+        let mut file = RowFile::create(work).map_err(Error::io(work))?;
+        let mut rows = Rows {
+            file: &mut file,
+            take: &mut take,
+        };
+        let path = tree.on_disk(table)?;
+        let read = table::read(kind, &path, &mut rows, &mut Contents::default());
+        let problem = match (read, first_bad) {
+            (Err(fault), _) => fault.detail,
+            (_, Some((number, reason))) => format!("row {number}: {reason}"),
+            _ => "it has no rows".to_owned(),
+        };
+        problems.push(format!("{table}: {problem}"));
+    }
+    if paths.len() == tables.len() {
+        return Err(Error::Invalid {
+            what: tree.url().unwrap_or_default(),
+            reason: format!(
+                "its files cannot be listed, and no table names a picture ({}); expected a column \
+                 file_name with paths relative to the table",
+                problems.join("; ")
+            ),
+        });
+    }
+    Ok(Walk::over_names(paths.iter().map(String::as_str)))
+}
+
+/// The spellings of the folder's own path.
+fn root_of(tree: &Tree) -> Root {
+    match (tree.local(), tree.url()) {
+        (Some(path), _) => Root::new(path),
+        (None, url) => Root::at_url(url.unwrap_or_default()),
     }
 }
 
@@ -132,7 +199,7 @@ fn precedence(table: &TableFile) -> (Reverse<usize>, String, bool, TableKind, St
 /// Reads tables and finds the images of their rows.
 struct TableReader<'a> {
     root: Root,
-    folder: &'a Path,
+    tree: &'a mut Tree,
     finder: Finder<'a>,
     row_file: RowFile,
     /// The rows of each image.
@@ -143,7 +210,7 @@ struct TableReader<'a> {
 
 impl TableReader<'_> {
     /// Reads a table and enters its rows with their images.
-    fn read(&mut self, table: &TableFile) {
+    fn read(&mut self, table: &TableFile) -> Result<()> {
         let path = join(&table.folder, &table.name);
         let index = self.tables.len() as u32;
         let mut lost = Vec::new();
@@ -176,12 +243,8 @@ impl TableReader<'_> {
             take: &mut take,
         };
         let mut contents = Contents::default();
-        let read = table::read(
-            table.kind,
-            &self.folder.join(&path),
-            &mut rows,
-            &mut contents,
-        );
+        let file = self.tree.on_disk(&path)?;
+        let read = table::read(table.kind, &file, &mut rows, &mut contents);
 
         let is_metadata = table.kind != TableKind::Json && !precedence(table).2;
         let is_table = num_found > 0 || (is_metadata && num_rows > 0);
@@ -204,6 +267,7 @@ impl TableReader<'_> {
             path,
             file: contents.own_file,
         });
+        Ok(())
     }
 
     fn remark(&mut self, path: String, fault: Fault) {

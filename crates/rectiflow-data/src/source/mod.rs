@@ -1,8 +1,8 @@
 //! Where pictures and their texts are: a source lists its samples and opens one by its address.
 //!
 //! A source is a folder of pictures (`folder`), or shards that hold them (`shards`): tars, Parquet,
-//! MDS, on a disk or at a URL. `choice` decides which. Nothing is unpacked or copied; a packed row
-//! keeps the address of its picture.
+//! MDS; each on a disk or at a URL. `choice` decides which. Nothing is unpacked or copied; a packed
+//! row keeps the address of its picture.
 //!
 //! In a folder names that begin with a dot are skipped, and so is the data set itself if it is
 //! inside. Files behind a symbolic link are read, folders behind one are not. `names` says what a
@@ -37,6 +37,7 @@ pub mod sample;
 pub(crate) mod shards;
 pub(crate) mod table;
 pub mod texts;
+pub(crate) mod tree;
 pub(crate) mod walk;
 
 use std::{
@@ -72,10 +73,10 @@ use crate::{
             tars,
         },
         texts::{TextReader, Texts},
-        walk::join,
+        tree::Tree,
+        walk::{Walk, join},
     },
     text::caption::{MAX_SOURCE_BYTES, Reading},
-    text_file,
 };
 
 /// Requests at a time for the samples of shards at a URL.
@@ -84,8 +85,8 @@ const FAR_THREADS: usize = 16;
 /// The pictures of a place, and their texts.
 #[derive(Debug)]
 pub struct Source {
-    /// The folder, if it is one of pictures.
-    root: PathBuf,
+    /// Where the files are, if it is a folder of pictures.
+    tree: Tree,
     reading: Reading,
     /// In a fixed order: of a folder that of the walk, by name in each folder, subfolders in their
     /// place among the files; of shards by name and place.
@@ -151,12 +152,14 @@ impl Source {
             Location::Remote(_) => place.to_owned(),
         };
         let row_file = RowFile::create(work).map_err(Error::io(work))?;
-        let mut tables = named_tables(&local, settings)?;
-        let mut listing = list(&local, out, kind, &mut tables, row_file)?;
+        let mut tree = Tree::at(&local, work)?;
+        let mut tables = named_tables(&mut tree, settings)?;
+        let mut listing = list(&local, (out, work), kind, &mut tree, &mut tables, row_file)?;
         let names = listing.samples.iter().map(|sample| sample.path.as_str());
         let boards = Boards::open(tables, names, work, settings, &mut listing.remarks)?;
+        tree.forget();
         Ok(Self {
-            root: local,
+            tree,
             reading,
             samples: listing.samples,
             remarks: listing.remarks,
@@ -186,8 +189,7 @@ impl Source {
     /// Why it cannot be read.
     pub fn open(&self, sample: &Sample) -> std::result::Result<Vec<u8>, Fault> {
         match sample.place {
-            Place::File => fs::read(self.path(&sample.path))
-                .map_err(|error| Fault::new(Reason::Unreadable, error.to_string())),
+            Place::File | Place::Object { .. } => self.tree.read(&sample.path),
             Place::Bytes {
                 shard,
                 offset,
@@ -211,6 +213,16 @@ impl Source {
     pub(crate) fn stamp(&self, sample: &Sample) -> std::result::Result<Stamp, Fault> {
         match sample.place {
             Place::File => stamp_of(&self.path(&sample.path)),
+            Place::Object { bytes, version } => {
+                let (bytes, version) = match version {
+                    0 => self.tree.ask(&sample.path)?,
+                    _ => (bytes, version),
+                };
+                Ok(Stamp {
+                    bytes,
+                    version: version.into(),
+                })
+            }
             Place::Bytes { shard, .. } | Place::Row { shard, .. } => Ok(Stamp {
                 bytes: sample.size_bytes().unwrap_or_default(),
                 version: self.shards[shard as usize].version,
@@ -229,7 +241,7 @@ impl Source {
             let table = &self.tables[line.table as usize];
             let file = table.file.as_ref().unwrap_or(&self.rows);
             let name = match sample.place {
-                Place::File => format!("{}:{}", table.path, line.number),
+                Place::File | Place::Object { .. } => format!("{}:{}", table.path, line.number),
                 _ => sample.path.clone(),
             };
             texts.add(name, Kind::Json, read_span(file, line.span));
@@ -309,8 +321,8 @@ impl Source {
             .rsplit_once('/')
             .map_or("", |(folder, _)| folder);
         let name = join(folder, &sidecar.name);
-        let bytes = text_file::bytes(&self.path(&name), MAX_SOURCE_BYTES);
-        (name, bytes.map_err(|error| error.to_string()))
+        let bytes = self.tree.text(&name, MAX_SOURCE_BYTES);
+        (name, bytes)
     }
 
     /// Why a picture has no text: what could have been there, and what is there.
@@ -319,7 +331,7 @@ impl Source {
         let name = stem.rsplit('/').next().unwrap_or(&stem);
         let no_row = self.boards.without_row();
         match sample.place {
-            Place::File => {}
+            Place::File | Place::Object { .. } => {}
             Place::Bytes { .. } if !sample.path.contains('#') => {
                 return format!(
                     "it has no text: the tar has no member {name}.txt, .caption, .tags or .json \
@@ -335,25 +347,28 @@ impl Source {
         detail += &no_row;
         for ending in names::UNREAD_ENDINGS {
             let other = format!("{stem}{ending}");
-            if self.path(&other).exists() {
+            if self
+                .tree
+                .local()
+                .is_some_and(|root| root.join(&other).exists())
+            {
                 detail += &format!("; {other} is of a kind that is not read");
             }
         }
         detail
     }
 
-    /// The full path of a file in a folder of pictures.
+    /// The full path of a file in a folder of pictures on this machine.
     fn path(&self, relative: &str) -> PathBuf {
-        self.root.join(relative)
+        let root = self.tree.local();
+        root.expect("files are on this machine").join(relative)
     }
 
     /// Runs work that opens many samples on as many threads as the source can serve: at a URL more
     /// than the processor has, since they wait for answers.
     pub(crate) fn on_threads<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        on_threads(
-            self.shards.first().is_some_and(|shard| shard.is_far()),
-            work,
-        )
+        let is_far = self.tree.is_far() || self.shards.first().is_some_and(|it| it.is_far());
+        on_threads(is_far, work)
     }
 }
 
@@ -370,13 +385,14 @@ fn on_threads<T: Send>(is_far: bool, work: impl FnOnce() -> T + Send) -> T {
 /// Lists a place of a kind that is known or found out.
 fn list(
     place: &Path,
-    out: &Path,
+    (out, work): (&Path, &Path),
     kind: SourceKind,
+    tree: &mut Tree,
     boards: &mut Vec<TableFile>,
     row_file: RowFile,
 ) -> Result<Listing> {
     let files = match kind {
-        SourceKind::Folder => None,
+        SourceKind::Folder if !tree.is_far() => None,
         kind => Some(Files::of(place, out, kind != SourceKind::Auto)?),
     };
     let survey = files.as_ref().map(Survey::of).unwrap_or_default();
@@ -384,11 +400,18 @@ fn list(
         (Some(files), SourceKind::Auto) => survey.kind(files, place)?,
         (_, kind) => kind,
     };
-    let Some(files) = files.filter(|_| kind != SourceKind::Folder) else {
-        no_folder::refuse_shards(place)?;
-        fs::read_dir(place).map_err(Error::io(place))?;
-        return Ok(folder::list(place, out, boards, row_file));
-    };
+    if kind == SourceKind::Folder {
+        let walk = match files.filter(|_| tree.is_far()) {
+            Some(files) => far_walk(files, tree, work)?,
+            None => {
+                no_folder::refuse_shards(place)?;
+                fs::read_dir(place).map_err(Error::io(place))?;
+                Walk::over(place, out)
+            }
+        };
+        return folder::list(tree, walk, boards, row_file);
+    }
+    let files = files.expect("shards are files");
     let uses_index = kind == SourceKind::Tar;
     match kind {
         SourceKind::Parquet => parquet_listing::list(&files, &survey.parquets, row_file),
@@ -403,6 +426,27 @@ fn list(
             )
         }),
     }
+}
+
+/// A walk over the objects at a URL: all that the store lists, or those that its tables name.
+fn far_walk(files: Files, tree: &mut Tree, work: &Path) -> Result<Walk> {
+    let names = files.names.clone();
+    let Some(objects) = files.into_listed() else {
+        return folder::named(tree, &names, work);
+    };
+    // A folder can be an object without bytes, for programs that show folders.
+    let mut paths = Vec::new();
+    for object in &objects {
+        let below = format!("{}/", object.name);
+        let at = names.partition_point(|name| *name < below);
+        let is_folder = names.get(at).is_some_and(|name| name.starts_with(&below));
+        if object.bytes > 0 || !is_folder {
+            paths.push(object.name.as_str());
+        }
+    }
+    let walk = Walk::over_names(paths.into_iter());
+    tree.remember(objects);
+    Ok(walk)
 }
 
 /// Reads a picture at a place that an index says, with the header before it, which is compared.

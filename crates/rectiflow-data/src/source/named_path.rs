@@ -11,6 +11,8 @@ use crate::source::names::{folded, stem_of};
 #[derive(Debug)]
 pub(crate) struct Root {
     spellings: Vec<PathBuf>,
+    /// The folder's URL, with a slash at its end.
+    url: Option<String>,
 }
 
 impl Root {
@@ -19,7 +21,18 @@ impl Root {
         let mut spellings = vec![root.to_owned()];
         spellings.extend(std::path::absolute(root).ok());
         spellings.extend(root.canonicalize().ok());
-        Self { spellings }
+        Self {
+            spellings,
+            url: None,
+        }
+    }
+
+    /// The source folder at a URL, which ends with a slash.
+    pub(crate) fn at_url(url: String) -> Self {
+        Self {
+            spellings: Vec::new(),
+            url: Some(url),
+        }
     }
 
     /// The path that `named`, written in a table of `folder`, has inside of the root, with `/`
@@ -30,7 +43,12 @@ impl Root {
     pub(crate) fn relative(&self, named: &str, folder: &str) -> Result<String, String> {
         let named = named.trim();
         let named = named.strip_prefix("file://").unwrap_or(named);
-        if !named.starts_with('/') {
+        if let Some(url) = &self.url
+            && let Some(inside) = named.strip_prefix(url.as_str())
+        {
+            return joined(inside, "");
+        }
+        if !named.starts_with('/') && !named.contains("://") {
             return joined(named, folder);
         }
         for root in &self.spellings {
@@ -143,6 +161,26 @@ fn enter(names: &mut HashMap<String, Loose>, name: String, index: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn at_a_url_whole_urls_name_files_too() {
+        let root = Root::at_url("s3://bucket/set/".to_owned());
+        for (named, path) in [
+            ("a.png", "sub/a.png"),
+            ("s3://bucket/set/sub/a.png", "sub/a.png"),
+            ("../a.png", "a.png"),
+        ] {
+            assert_eq!(root.relative(named, "sub").as_deref(), Ok(path));
+        }
+        for named in [
+            "s3://other/set/a.png",
+            "https://host/a.png",
+            "/set/a.png",
+            "../../a",
+        ] {
+            assert!(root.relative(named, "sub").is_err(), "{named}");
+        }
+    }
 
     #[test]
     fn every_spelling_of_a_path_names_the_file() {

@@ -36,19 +36,13 @@ pub fn refuse(source: &Path) -> Result<()> {
 /// As [`refuse`].
 pub(crate) fn refuse_shards(source: &Path) -> Result<()> {
     let name = source.file_name().unwrap_or_default().to_string_lossy();
-    let shown = source.display().to_string();
     let is_file = fs::metadata(source).is_ok_and(|metadata| !metadata.is_dir());
-    let reason = if is_file {
-        what_to_do(&name, source)
-    } else if shown.contains("://") && !source.exists() {
-        "pictures of a folder are read on this machine: copy them there first, and name the folder"
-            .to_owned()
-    } else {
+    if !is_file {
         return Ok(());
-    };
+    }
     Err(Error::Invalid {
-        what: shown,
-        reason,
+        what: source.display().to_string(),
+        reason: what_to_do(&name, source),
     })
 }
 
@@ -110,10 +104,6 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("expected s3://"), "{error}");
-        let error = refuse_shards(Path::new("s3://bucket/set"))
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("copy them there first"), "{error}");
         assert!(refuse(folder.path()).is_ok() && refuse(&folder.path().join("gone")).is_ok());
     }
 }

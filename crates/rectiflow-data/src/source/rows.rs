@@ -1,17 +1,12 @@
 //! Rows of tables: each an object about one image. Rows that are not JSON lines are written to a
 //! nameless file as JSON.
 
-use std::{
-    fmt,
-    fs::{self, File},
-    io::{BufWriter, Write},
-    os::unix::fs::FileExt,
-    path::Path,
-};
+use std::{fmt, fs::File, os::unix::fs::FileExt, path::Path};
 
 use serde_json::{Map, Value};
 
 use crate::{
+    nameless_file::NamelessFile,
     reject::{Fault, Reason},
     text::{caption::MAX_SOURCE_BYTES, keys},
 };
@@ -44,38 +39,29 @@ pub(crate) struct Contents {
 
 /// The JSON of rows, in a file without a name.
 #[derive(Debug)]
-pub(crate) struct RowFile {
-    file: BufWriter<File>,
-    len: u64,
-}
+pub(crate) struct RowFile(NamelessFile);
 
 impl RowFile {
     /// A file in `folder`, which is gone when the process ends.
     pub(crate) fn create(folder: &Path) -> std::io::Result<Self> {
-        fs::create_dir_all(folder)?;
-        Ok(Self {
-            file: BufWriter::new(tempfile::tempfile_in(folder)?),
-            len: 0,
-        })
+        NamelessFile::create(folder).map(Self)
     }
 
     /// Appends a row. Returns its place.
     pub(crate) fn push(&mut self, row: &Map<String, Value>) -> std::io::Result<Span> {
         let bytes = serde_json::to_vec(row).expect("a map of JSON values is JSON");
-        self.file.write_all(&bytes)?;
-        let span = Span {
-            offset: self.len,
+        Ok(Span {
+            offset: self.0.push(&bytes)?,
             len: bytes.len() as u32,
-        };
-        self.len += bytes.len() as u64;
-        Ok(span)
+        })
     }
 
     /// The file with all rows.
+    ///
+    /// # Errors
+    /// Also that of a row that could not be written: its table was not to blame.
     pub(crate) fn finish(self) -> std::io::Result<File> {
-        self.file
-            .into_inner()
-            .map_err(std::io::IntoInnerError::into_error)
+        self.0.finish()
     }
 }
 

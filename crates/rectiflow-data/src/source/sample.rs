@@ -28,8 +28,8 @@ impl Sample {
     /// Bytes of the picture, if the source knows them without reading it.
     pub fn size_bytes(&self) -> Option<u64> {
         match self.place {
-            Place::File | Place::Row { .. } => None,
-            Place::Bytes { bytes, .. } => Some(bytes),
+            Place::File | Place::Row { .. } | Place::Object { version: 0, .. } => None,
+            Place::Bytes { bytes, .. } | Place::Object { bytes, .. } => Some(bytes),
         }
     }
 
@@ -44,6 +44,12 @@ impl Sample {
 pub(crate) enum Place {
     /// A file of its own, at its address.
     File,
+    /// An object of its own at a URL. Both are 0 if no listing says them.
+    Object {
+        bytes: u64,
+        /// Changes when the object does.
+        version: u64,
+    },
     /// Consecutive bytes of a shard.
     Bytes {
         shard: u32,

@@ -36,7 +36,7 @@ const MAX_UTF16_BYTES: u64 = 1 << 30;
 /// Largest size of a JSON document in bytes: an entry of it is parsed in memory.
 const MAX_DOCUMENT_BYTES: u64 = 1 << 30;
 
-/// Reads the table at `path`, and what it has into `contents`.
+/// Reads the table at `path` on this machine, and what it has into `contents`.
 ///
 /// # Errors
 /// Why it, or the rest of it, cannot be read.

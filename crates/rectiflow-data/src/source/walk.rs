@@ -1,6 +1,7 @@
 //! The walk over the source folder: names sorted by kind, folder by folder.
 
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -28,11 +29,8 @@ pub(crate) struct TableFile {
 }
 
 /// What a folder and its subfolders have.
-#[derive(Debug)]
-pub(crate) struct Walk<'a> {
-    pub(crate) root: &'a Path,
-    /// The data set's own folder.
-    skip: Option<PathBuf>,
+#[derive(Debug, Default)]
+pub(crate) struct Walk {
     pub(crate) images: Vec<Image>,
     pub(crate) tables: Vec<TableFile>,
     pub(crate) remarks: Vec<Remark>,
@@ -62,28 +60,71 @@ impl Names {
     }
 }
 
-impl<'a> Walk<'a> {
+/// Where the names in folders come from.
+enum Folders<'a> {
+    /// A folder on a disk, without the data set's own.
+    Disk {
+        root: &'a Path,
+        skip: Option<PathBuf>,
+    },
+    /// A list of all files.
+    Listed(HashMap<String, Names>),
+}
+
+/// The names in the folders of `paths`, with and without files of their own. As on a disk, what
+/// begins with a dot is left out.
+fn folders_of<'a>(paths: impl Iterator<Item = &'a str>) -> HashMap<String, Names> {
+    let mut folders = HashMap::from([(String::new(), Names::default())]);
+    for path in paths {
+        if path
+            .split('/')
+            .any(|part| part.is_empty() || part.starts_with('.'))
+        {
+            continue;
+        }
+        // Folders are entered from the innermost outwards, until one is known.
+        let mut rest = path;
+        let mut is_folder = false;
+        loop {
+            let (folder, name) = rest.rsplit_once('/').unwrap_or(("", rest));
+            let is_known = folders.contains_key(folder);
+            let names = folders.entry(folder.to_owned()).or_default();
+            names.add(name.to_owned(), is_folder);
+            if is_known {
+                break;
+            }
+            (rest, is_folder) = (folder, true);
+        }
+    }
+    folders
+}
+
+impl Walk {
     /// Walks over the folder `root`, without the data set in `out`.
-    pub(crate) fn over(root: &'a Path, out: &Path) -> Self {
-        let mut walk = Self {
-            root,
-            skip: fs::canonicalize(out).ok(),
-            images: Vec::new(),
-            tables: Vec::new(),
-            remarks: Vec::new(),
-        };
-        walk.folder("");
+    pub(crate) fn over(root: &Path, out: &Path) -> Self {
+        let mut walk = Self::default();
+        walk.folder(
+            "",
+            &mut Folders::Disk {
+                root,
+                skip: fs::canonicalize(out).ok(),
+            },
+        );
         walk
     }
 
-    fn folder(&mut self, relative: &str) {
-        let path = self.root.join(relative);
-        if self.skip.is_some() && fs::canonicalize(&path).ok() == self.skip {
-            return;
-        }
-        let Some(mut names) = self.names(relative, &path) else {
+    /// Walks over files that are known by name, as over a folder that has them: paths with `/`.
+    pub(crate) fn over_names<'a>(paths: impl Iterator<Item = &'a str>) -> Self {
+        let mut walk = Self::default();
+        walk.folder("", &mut Folders::Listed(folders_of(paths)));
+        walk
+    }
+
+    fn folder(&mut self, relative: &str, folders: &mut Folders<'_>) {
+        let Some(mut names) = self.names(relative, folders) else {
             return;
         };
+        names.entries.sort_unstable();
         let is_file = |entry: &&(String, bool)| !entry.1;
         let files = names.entries.iter().filter(is_file);
         let files: Vec<&str> = files.map(|(name, _)| name.as_str()).collect();
@@ -91,7 +132,7 @@ impl<'a> Walk<'a> {
         for (name, is_folder) in &names.entries {
             let path = join(relative, name);
             if *is_folder {
-                self.folder(&path);
+                self.folder(&path, folders);
             } else {
                 let sidecars = sidecars.next().expect("each file has its caption files");
                 self.images.push(Image { path, sidecars });
@@ -120,8 +161,16 @@ impl<'a> Walk<'a> {
         });
     }
 
-    /// The names in a folder, sorted. None, and a remark, if it cannot be read.
-    fn names(&mut self, relative: &str, path: &Path) -> Option<Names> {
+    /// The names in a folder. None if it is the data set, or, with a remark, cannot be read.
+    fn names(&mut self, relative: &str, folders: &mut Folders<'_>) -> Option<Names> {
+        let (root, skip) = match folders {
+            Folders::Disk { root, skip } => (*root, skip),
+            Folders::Listed(folders) => return folders.remove(relative),
+        };
+        let path = root.join(relative);
+        if skip.is_some() && fs::canonicalize(&path).ok() == *skip {
+            return None;
+        }
         let entries = fs::read_dir(path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
         let entries = match entries {
             Ok(entries) => entries,
@@ -134,7 +183,6 @@ impl<'a> Walk<'a> {
         for entry in entries {
             self.sort_in(relative, &entry, &mut names);
         }
-        names.entries.sort_unstable();
         Some(names)
     }
 

@@ -198,7 +198,7 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<(Re
         words.next().unwrap_or_default(),
     );
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let name = path.trim_start_matches('/').to_owned();
+    let name = plain(path.trim_start_matches('/'));
     let mut request = Request {
         number: 0,
         method: method.to_owned(),
@@ -234,6 +234,19 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<(Re
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
     Ok(Some((request, body)))
+}
+
+/// A path without the `%41` of a URL.
+fn plain(path: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut parts = path.split('%');
+    bytes.extend_from_slice(parts.next().unwrap_or_default().as_bytes());
+    for part in parts {
+        let (digits, rest) = part.split_at(2);
+        bytes.push(u8::from_str_radix(digits, 16).expect("two digits follow"));
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).expect("a path is UTF-8")
 }
 
 /// The range of a `from-to` pair, `to` included. Without `to` the range is open-ended.
@@ -363,13 +376,14 @@ fn list(state: &State, request: &Request) -> String {
     let prefix = pairs
         .find_map(|pair| pair.strip_prefix("prefix="))
         .unwrap_or_default();
-    let prefix = prefix.replace("%2F", "/").replace("%2f", "/");
+    let prefix = plain(prefix);
     let mut objects = Vec::new();
     below(&state.root.join(&request.name), "", &mut objects);
     objects.retain(|(name, _)| name.starts_with(&prefix));
     objects.sort();
     let mut answer = "<ListBucketResult><IsTruncated>false</IsTruncated>".to_owned();
     for (name, size) in objects {
+        let name = name.replace('&', "&amp;").replace('<', "&lt;");
         answer += &format!(
             "<Contents><Key>{name}</Key><Size>{size}</Size><ETag>\"tag-{size}\"</ETag>\
              <LastModified>2026-11-24T06:00:00.000Z</LastModified></Contents>"

@@ -391,7 +391,9 @@ fn spread(scalars: &Tensor) -> Tensor {
 /// Returns one fp32 number per sample, `[b]`, on the device of `like`.
 fn per_sample(values: impl Iterator<Item = f64>, like: &Tensor) -> Tensor {
     let values: Vec<f32> = values.map(|value| value as f32).collect();
-    Tensor::from_slice(&values).to_device(like.device())
+    // Without waiting for what the device has to do before.
+    let values = Tensor::from_slice(&values);
+    values.to_device_(like.device(), values.kind(), true, false)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use tch::{Kind, TchError, Tensor};
 use crate::{
     error::{Error, Result},
     nets::clip::{ClipOutput, ClipText},
-    torch::ffi::Torch,
+    torch::{ffi::Torch, write::f_upload},
 };
 
 /// The output of the text encoders for a batch.
@@ -102,7 +102,7 @@ impl Places {
 
     /// Returns the real chunks of `[b, n, 77]` ids, `[m, 77]`.
     fn real_of(&self, ids: &Tensor) -> Torch {
-        let at = Tensor::f_from_slice(&self.real)?.f_to_device(ids.device())?;
+        let at = f_upload(&Tensor::f_from_slice(&self.real)?, ids.device())?;
         let (b, n, num_tokens) = ids.size3()?;
         ids.f_reshape([b * n, num_tokens])?.f_index_select(0, &at)
     }
@@ -118,7 +118,7 @@ impl Places {
             select(&hidden, &self.padded)?
         };
         let context_mask = match self.mask(num_tokens)? {
-            Some(mask) => Some(mask.f_to_device(device)?),
+            Some(mask) => Some(f_upload(&mask, device)?),
             None => None,
         };
         Ok(Cond {
@@ -146,7 +146,8 @@ impl Places {
 
 /// Returns the rows of `x` at these indices.
 fn select(x: &Tensor, at: &[i64]) -> Torch {
-    x.f_index_select(0, &Tensor::f_from_slice(at)?.f_to_device(x.device())?)
+    let at = f_upload(&Tensor::f_from_slice(at)?, x.device())?;
+    x.f_index_select(0, &at)
 }
 
 /// Checks the ids and returns their shape `[b, n, 77]`.

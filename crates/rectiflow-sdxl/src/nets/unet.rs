@@ -18,7 +18,7 @@ use crate::{
         layers::{Conv, GroupNorm, Norm, Sinusoid, TimeEmbedding},
         unet_blocks::{Attending, Conditions, DownBlock, MidBlock, UpBlock},
     },
-    torch::ffi::Torch,
+    torch::{ffi::Torch, write::f_upload},
     weights::{Parameters, Scope, Weights},
 };
 
@@ -280,7 +280,7 @@ impl UNet {
         let time = self.embed(input)?;
         let context = self.placed(input.context)?;
         let mask = match input.context_mask {
-            Some(mask) => Some(mask.f_to_device(self.device)?),
+            Some(mask) => Some(f_upload(mask, self.device)?),
             None => None,
         };
         let mask = mask.as_ref().map_or(Mask::Everything, Mask::Keys);
@@ -300,7 +300,7 @@ impl UNet {
 
     /// Returns a tensor on the model's device and in its dtype.
     fn placed(&self, x: &Tensor) -> Torch {
-        x.f_to_device(self.device)?.f_to_kind(self.kind())
+        f_upload(x, self.device)?.f_to_kind(self.kind())
     }
 
     /// Runs the levels down, the middle and the levels up. Mapped weights leave memory level by
@@ -325,7 +325,7 @@ impl UNet {
     /// Returns the embedding of time, pooled text and size, after the activation with which every
     /// residual block begins.
     fn embed(&self, input: &UNetInput<'_>) -> Torch {
-        let timestep = input.timestep.f_to_device(self.device)?;
+        let timestep = f_upload(input.timestep, self.device)?;
         let time = self.time_proj.forward(&timestep)?;
         let time = time.f_to_kind(self.time_embedding.kind())?;
         let time = self.time_embedding.forward(&time)?; // [b, time_embed_dim]
@@ -337,12 +337,9 @@ impl UNet {
     fn added(&self, input: &UNetInput<'_>) -> Torch {
         let kind = self.add_embedding.kind();
         let b = input.time_ids.size()[0];
-        let ids = input.time_ids.f_to_device(self.device)?.f_reshape([-1])?;
+        let ids = f_upload(input.time_ids, self.device)?.f_reshape([-1])?;
         let sizes = self.add_time_proj.forward(&ids)?.f_reshape([b, -1])?;
-        let text = input
-            .text_embeds
-            .f_to_device(self.device)?
-            .f_to_kind(kind)?;
+        let text = f_upload(input.text_embeds, self.device)?.f_to_kind(kind)?;
         Tensor::f_cat(&[text, sizes.f_to_kind(kind)?], 1)
     }
 

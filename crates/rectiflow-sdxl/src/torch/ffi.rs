@@ -93,6 +93,15 @@ fn scalar_type(kind: Kind) -> i8 {
     }
 }
 
+/// Frees a text that a C++ function of this crate returned.
+///
+/// # Safety
+/// `text` is the result of such a function, and is not used again.
+pub(crate) unsafe fn free_text(text: *mut c_char) {
+    // SAFETY: required of the caller.
+    unsafe { rectiflow_free_text(text) }
+}
+
 extern "C" fn release<T>(owner: *mut c_void) {
     // SAFETY: created by `Arc::into_raw` in `tensor_over`, and libtorch releases it once.
     drop(unsafe { Arc::from_raw(owner.cast::<T>().cast_const()) });

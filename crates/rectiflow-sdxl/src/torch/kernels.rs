@@ -1,5 +1,6 @@
 //! The kernels that replace libtorch's on a CPU: linear layers, convolutions in bf16, attention
-//! without a mask, and chains of elementwise operations.
+//! without a mask, and chains of elementwise operations. On other devices the same layers are those
+//! of `few_calls`.
 //!
 //! Measured in docs/log.md (2026-11-25): libtorch 2.13 passes fp32 matrix products to MKL, which
 //! reaches half of oneDNN's speed on an AMD processor. Its attention does the same, and reaches a
@@ -20,6 +21,7 @@ use torch_sys::C_tensor;
 
 use crate::torch::{
     choices::Choices,
+    few_calls,
     ffi::{Torch, checked},
 };
 
@@ -28,8 +30,14 @@ const MANY: i64 = 1 << 20;
 
 /// Returns x w^T + b for `[*, in]` and `[out, in]`.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Torch {
+    if x.kind() != weight.kind() {
+        return one_product(x, weight, bias);
+    }
+    if x.device() != Device::Cpu {
+        return few_calls::linear(x, weight, bias);
+    }
     let multiplications = x.numel() as i64 * weight.size()[0];
-    if x.device() != Device::Cpu || x.kind() != weight.kind() || multiplications < MANY {
+    if multiplications < MANY {
         return one_product(x, weight, bias);
     }
     // SAFETY: the function queries libtorch's operators.
@@ -67,13 +75,16 @@ pub(crate) fn conv2d(
     stride: i64,
     padding: i64,
 ) -> Torch {
+    if x.device() != Device::Cpu {
+        return few_calls::convolution(x, weight, bias, [stride, padding]);
+    }
     let choices = Choices::here();
     let low = x.kind() == Kind::BFloat16 && weight.kind() == Kind::BFloat16;
     let widens = low && choices.widens_bf16;
     let is_pointwise = weight.size()[2..] == [1, 1] && stride == 1 && padding == 0;
     let in_fp32 = widens || (x.kind() == Kind::Float && weight.kind() == Kind::Float);
     let by_products = is_pointwise && in_fp32 && choices.pointwise_products;
-    if x.device() != Device::Cpu || !(widens || by_products) {
+    if !(widens || by_products) {
         let (strides, paddings) = ([stride, stride], [padding, padding]);
         return x.f_conv2d(weight, Some(bias), strides, paddings, [1, 1], 1);
     }
@@ -122,6 +133,9 @@ pub(crate) fn attention(
     value: &Tensor,
     num_heads: i64,
 ) -> Option<Torch> {
+    if query.device() != Device::Cpu {
+        return few_calls::attention(query, key, value, num_heads).transpose();
+    }
     let kind = query.kind();
     let size = query.size();
     let d = size[2] / num_heads;
@@ -154,6 +168,9 @@ pub(crate) fn attention(
 
 /// Returns `value * gelu(gate)` for `[*, 2 d]`, values first.
 pub(crate) fn gated_gelu(both: &Tensor) -> Torch {
+    if both.device() != Device::Cpu {
+        return few_calls::gated_gelu(both);
+    }
     if !has_fused(both) {
         let both = both.f_chunk(2, -1)?;
         return both[0].f_mul(&both[1].f_gelu("none")?);

@@ -39,6 +39,28 @@ pub fn f_write_to(target: &Tensor, source: &Tensor) -> Result<(), TchError> {
     no_grad(|| target.shallow_clone().f_copy_(source))
 }
 
+/// Returns `x` on a device. The caller does not wait for what a GPU has to do before: libtorch's
+/// plain `to` waits for all of it. The numbers are copied out of `x` before this returns.
+///
+/// # Panics
+/// If the device lacks memory.
+pub fn upload(x: &Tensor, device: Device) -> Tensor {
+    f_upload(x, device).expect("the device has memory for a batch")
+}
+
+/// As [`upload`], for callers that must report a lack of memory.
+///
+/// # Errors
+/// libtorch's error.
+pub fn f_upload(x: &Tensor, device: Device) -> Result<Tensor, TchError> {
+    if x.device() == device {
+        return Ok(x.shallow_clone());
+    }
+    // To memory of the CPU an unfinished copy would be read too early.
+    let may_return_early = x.device() == Device::Cpu;
+    x.f_to_device_(device, x.kind(), may_return_early, false)
+}
+
 /// Bytes from which several threads copy.
 const LARGE: usize = 1 << 20;
 
@@ -64,6 +86,17 @@ mod tests {
                 0.0
             );
         }
+    }
+
+    #[test]
+    fn an_upload_to_a_device_without_numbers_keeps_shape_and_dtype() {
+        let counter = crate::torch::counting::Counter::new();
+        let x = Tensor::from_slice(&[1i64, 2, 3]);
+        assert_eq!(upload(&x, Device::Cpu).data_ptr(), x.data_ptr());
+        let there = upload(&x, crate::torch::counting::DEVICE);
+        drop(counter);
+        assert_eq!((there.size(), there.kind()), (vec![3], Kind::Int64));
+        assert_eq!(there.device(), crate::torch::counting::DEVICE);
     }
 
     #[test]

@@ -27,7 +27,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     error::{Error, Result, WeightProblems},
-    torch::{allocator::pack_tensors, write::f_write_to},
+    torch::{allocator::pack_tensors, counting, write::f_write_to},
     weights::{
         init::Init,
         mapped::Mapped,
@@ -113,6 +113,12 @@ impl Weights {
         Self::new(Source::Shapes, "shapes".into(), Kind::Float, Device::Cpu)
     }
 
+    /// Returns tensors whose numbers are not set, on the device that has none
+    /// ([`crate::counting`]).
+    pub fn without_numbers(kind: Kind) -> Self {
+        Self::new(Source::Shapes, "shapes".into(), kind, counting::DEVICE)
+    }
+
     /// Returns the names not taken yet, sorted; none without files.
     pub fn names(&self) -> Vec<&str> {
         match &self.source {
@@ -164,6 +170,9 @@ impl Weights {
 
     fn make(&mut self, name: &str, shape: &[i64], init: Init) -> Option<Tensor> {
         match &mut self.source {
+            Source::Shapes if self.device == counting::DEVICE => {
+                Some(Tensor::empty(shape, (self.kind, self.device)))
+            }
             Source::Shapes => Some(placeholder(shape)),
             Source::Random(seed) => {
                 let num_values = shape.iter().product::<i64>() as usize;

@@ -24,7 +24,8 @@ pub(crate) fn apply(checked: &Checked, model: &Model, share: RankOf) -> FlatPara
         .into_iter()
         .map(|part| (part.folder(), model::parameters(model, part)))
         .collect();
-    FlatParameters::adopt_share(&trained, dtype, share)
+    let multiple = checked.recipe.optimizer.state.multiple();
+    FlatParameters::adopt_multiples(&trained, dtype, share, multiple)
 }
 
 /// Like [`apply`], for a model that is not trained.

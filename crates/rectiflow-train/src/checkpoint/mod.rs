@@ -2,15 +2,21 @@
 //!
 //! ```text
 //! RUN/checkpoints/step-00000500/
-//!   state.json             position, order, hashes, paths of the frozen parts (format version 5)
+//!   state.json             position, order, hashes, paths of the frozen parts (format version 6)
 //!   recipe.toml            the recipe with every default written out
 //!   unet/config.json, unet/diffusion_pytorch_model.safetensors     fp32, diffusers' names
 //!   text_encoder/..., text_encoder_2/...                           only if they are trained
 //!   optimizer.safetensors  "mean", "mean_square" [n] fp32, in the order of `layout` (state.json).
+//!                          With `moments` "8bit": "mean", "root_mean_square" [n] uint8, and for
+//!                          each the scales of its blocks, "mean_scales",
+//!                          "root_mean_square_scales" [b] fp32. A number is its scale times the
+//!                          number of its code in the map (`state/eight_bit/map`). Blocks begin at
+//!                          every 64th element of a bucket and at each tensor.
 //!                          If R ranks share them, optimizer-00001-of-0000R.safetensors and so on:
 //!                          that rank's piece of each bucket in `buckets` (lengths, in order), one
 //!                          after the other. The pieces of a bucket of l elements have ceil(l / R)
-//!                          elements; the last ones may be shorter.
+//!                          elements, with `moments` "8bit" the least multiple of 64 that
+//!                          suffices; the last ones may be shorter.
 //!   ema/                   only with `ema`: state.json and the averaged weights, a model like the
 //!                          folder itself
 //!   BLAKE3SUMS             hash and name of every other file, in the format of b3sum
@@ -25,9 +31,9 @@
 //! (`step-00000500.damaged`) and the previous one is used. Numbers that the sums protect and that
 //! cannot be are refused by name (`state_numbers`).
 //!
-//! Format 4 held the guard's numbers as text. Format 3 had no buckets: the whole vector was a
-//! single one. Format 2 always had one optimiser file. Format 1 had neither sums nor `ema/`, nor
-//! what a branch and the guard need. All of them can still be read.
+//! Format 5 had moments in fp32 only. Format 4 held the guard's numbers as text. Format 3 had no
+//! buckets: the whole vector was a single one. Format 2 always had one optimiser file. Format 1 had
+//! neither sums nor `ema/`, nor what a branch and the guard need. All of them can still be read.
 
 pub(crate) mod adopt;
 pub mod bases;
@@ -56,10 +62,12 @@ use crate::{
     error::{Error, Result},
     guard::GuardState,
     recipe::sections::CheckpointConfig,
-    state::{Position, layout::Slice, partition::Partition},
+    state::{
+        Position, layout::Slice, moments::MomentsKind, partition::Partition, tensor_norms::NormMean,
+    },
 };
 
-const FORMAT: u32 = 5;
+const FORMAT: u32 = 6;
 pub(crate) const STATE: &str = "state.json";
 pub(crate) const RECIPE: &str = "recipe.toml";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -93,6 +101,13 @@ pub struct Saved {
     /// one bucket.
     #[serde(default)]
     pub buckets: Vec<i64>,
+    /// How the optimiser's moments are stored.
+    #[serde(default)]
+    pub moments: MomentsKind,
+    /// The usual norm of each tensor's gradient, in the order of `layout`; empty without
+    /// `train.update_in_backward`.
+    #[serde(default)]
+    pub tensor_norms: Vec<NormMean>,
     /// Completed epochs of the data, including the fraction of the current one.
     #[serde(default)]
     pub epochs: f64,

@@ -3,20 +3,23 @@
 //! Moments and averages are matched by name and shape, so neither the number of ranks nor the set
 //! of trained tensors has to be that of the run that wrote them. Each rank reads what it owns.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, ops::Range, path::Path};
 
 use rectiflow_data::order::RankOf;
-use rectiflow_sdxl::{model::Component, tensor_file::TensorFile};
-use tch::Tensor;
+use rectiflow_sdxl::{model::Component, tensor_file::TensorFile, write::write_to};
+use tch::{Kind, Tensor};
 
 use crate::{
     checkpoint::{EMA, Saved, optimizer_name, slices_of},
     error::{Error, Result},
     state::{
         TrainState,
+        eight_bit::{blocks::Blocks, pass::EightBit},
         flat::{FlatParameters, copy_piece},
         layout::{Slice, intersect, narrow},
-        partition::Partition,
+        moments::{EIGHT_BIT_NAMES, FP32_NAMES, Moments, MomentsKind},
+        partition::{Partition, Piece},
+        tensor_norms::NormMean,
     },
 };
 
@@ -74,10 +77,46 @@ pub(crate) fn inherit(checkpoint: &Path, saved: &Saved, state: &mut TrainState) 
         };
     }
     inherit_moments(checkpoint, saved, state)?;
+    inherit_norms(saved, state);
     if let Some(average) = &state.average {
         inherit_average(&checkpoint.join(EMA), state, average)?;
     }
     Ok(())
+}
+
+/// Restores the whole state of a running run from one of its own checkpoints: the parameters too.
+/// The cursor becomes that of the checkpoint, the steps that were passed over stay so.
+///
+/// # Errors
+/// As [`restore`].
+pub(crate) fn reload(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Result<()> {
+    check_same_tensors(checkpoint, saved, state)?;
+    for component in Component::ALL {
+        let path = checkpoint
+            .join(component.folder())
+            .join(component.weights_name());
+        let mut slices = slices_of(&state.parameters.slices, component).peekable();
+        if slices.peek().is_none() {
+            continue;
+        }
+        let file = TensorFile::open(&path)?;
+        for (name, slice) in slices {
+            let found = file.tensor(name)?.flatten(0, -1);
+            state.parameters.write(slice, &found);
+        }
+    }
+    inherit(checkpoint, saved, state)
+}
+
+/// Takes over the usual norms of the tensors that the checkpoint has.
+fn inherit_norms(saved: &Saved, state: &mut TrainState) {
+    let known = saved.layout.iter().zip(&saved.tensor_norms);
+    let known: BTreeMap<&str, NormMean> = known
+        .map(|((name, _), norm)| (name.as_str(), *norm))
+        .collect();
+    for (norm, slice) in state.tensor_norms.iter_mut().zip(&state.parameters.slices) {
+        *norm = known.get(slice.name.as_str()).copied().unwrap_or_default();
+    }
 }
 
 /// Copies this rank's moments from the checkpoint's files, which any number of ranks may have
@@ -95,16 +134,91 @@ fn inherit_moments(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Resu
             ranks: saved.shards,
         };
         let owned = written.partition.owned(shard);
-        for (name, vector) in [
-            ("mean", &state.optimizer.mean),
-            ("mean_square", &state.optimizer.mean_square),
-        ] {
-            let found = file.tensor(name)?;
-            if found.size() != [owned] {
-                let reason = format!("{name}: expected shape [{owned}], found {:?}", found.size());
-                return Err(Error::Checkpoint { path, reason });
+        let overlaps = written.overlaps(shard, &state.parameters);
+        match (saved.moments, &state.optimizer.moments) {
+            (MomentsKind::Fp32, Moments::Fp32 { mean, mean_square }) => {
+                for (name, vector) in FP32_NAMES.iter().zip([mean, mean_square]) {
+                    let found = vector_of(&file, &path, name, Kind::Float, owned)?;
+                    for Overlap { from, to } in &overlaps {
+                        write_to(&narrow(vector, to), &narrow(&found, from));
+                    }
+                }
             }
-            written.copy_shard(shard, &found, vector, &state.parameters);
+            (MomentsKind::EightBit, moments) => {
+                let blocks = Blocks::of(&written.slices, &written.partition, shard);
+                let found = eight_bit_of(&file, &path, owned, blocks)?;
+                copy_eight_bit(&found, moments, &overlaps)
+                    .map_err(|reason| Error::checkpoint(checkpoint, reason))?;
+            }
+            (MomentsKind::Fp32, Moments::EightBit(_)) => {
+                return Err(Error::checkpoint(checkpoint, fp32_found(checkpoint)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns why moments in fp32 are not taken into 8 bits.
+fn fp32_found(checkpoint: &Path) -> String {
+    format!(
+        "its moments are in fp32, and optimizer.state = \"8bit\" would round them; set \
+         optimizer.state = \"fp32\", or start from its weights alone, with moments of zero: \
+         model.base = \"{}\" without --branch-from",
+        checkpoint.display()
+    )
+}
+
+/// Returns a vector of a file.
+fn vector_of(
+    file: &TensorFile,
+    path: &Path,
+    name: &str,
+    kind: Kind,
+    length: i64,
+) -> Result<Tensor> {
+    let found = file.tensor(name)?;
+    if found.size() != [length] || found.kind() != kind {
+        let reason = format!(
+            "{name}: expected shape [{length}], found {:?}; expected {kind:?}, found {:?}",
+            found.size(),
+            found.kind()
+        );
+        let path = path.to_owned();
+        return Err(Error::Checkpoint { path, reason });
+    }
+    Ok(found)
+}
+
+/// Returns the moments in 8 bits that a file has for these blocks.
+fn eight_bit_of(file: &TensorFile, path: &Path, owned: i64, blocks: Blocks) -> Result<EightBit> {
+    let [of_mean, of_root] = EIGHT_BIT_NAMES;
+    let num_blocks = blocks.len();
+    let vectors = |[codes, scales]: [&str; 2]| -> Result<[Tensor; 2]> {
+        Ok([
+            vector_of(file, path, codes, Kind::Uint8, owned)?,
+            vector_of(file, path, scales, Kind::Float, num_blocks)?,
+        ])
+    };
+    Ok(EightBit::new(blocks, vectors(of_mean)?, vectors(of_root)?))
+}
+
+/// Copies moments that were stored in 8 bits.
+///
+/// # Errors
+/// Why they cannot be copied without rounding.
+fn copy_eight_bit(
+    found: &EightBit,
+    moments: &Moments,
+    overlaps: &[Overlap],
+) -> std::result::Result<(), String> {
+    for Overlap { from, to } in overlaps {
+        match moments {
+            Moments::Fp32 { mean, mean_square } => {
+                let numbers = found.read(from);
+                write_to(&narrow(mean, to), &numbers.mean);
+                write_to(&narrow(mean_square, to), &numbers.mean_square);
+            }
+            Moments::EightBit(own) => own.copy_blocks(to, found, from)?,
         }
     }
     Ok(())
@@ -114,34 +228,53 @@ fn inherit_moments(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Resu
 struct Written<'a> {
     /// Shape and first element of each tensor, by name.
     places: BTreeMap<&'a str, (&'a [i64], i64)>,
+    /// The tensors, in order.
+    slices: Vec<Slice>,
     partition: Partition,
+}
+
+/// Elements of one tensor that a shard has and this rank owns.
+struct Overlap {
+    /// Their places in the shard's vectors.
+    from: Range<i64>,
+    /// Their places among those that the rank owns.
+    to: Range<i64>,
 }
 
 impl<'a> Written<'a> {
     fn of(saved: &'a Saved) -> Self {
         let mut places: BTreeMap<&str, (&[i64], i64)> = BTreeMap::new();
+        let mut slices = Vec::new();
         let mut end = 0;
         for (name, shape) in &saved.layout {
             places.insert(name, (shape.as_slice(), end));
+            let start = end;
             end += shape.iter().product::<i64>();
+            slices.push(Slice {
+                name: name.clone(),
+                shape: shape.clone(),
+                range: start..end,
+                kind: Kind::Float,
+            });
         }
         let partition = if saved.buckets.is_empty() {
             Partition::new(end, saved.shards)
         } else {
-            Partition::of_buckets(saved.buckets.iter().copied(), saved.shards)
+            let lengths = saved.buckets.iter().copied();
+            Partition::in_multiples(lengths, saved.shards, saved.moments.multiple())
         };
-        Self { places, partition }
+        Self {
+            places,
+            slices,
+            partition,
+        }
     }
 
-    /// Copies into `vector`, which holds what this rank owns of `parameters`, the elements that it
-    /// shares with `found`, the vector of one `shard`.
-    fn copy_shard(
-        &self,
-        shard: RankOf,
-        found: &Tensor,
-        vector: &Tensor,
-        parameters: &FlatParameters,
-    ) {
+    /// Returns what this rank owns of `parameters` and a `shard` has.
+    fn overlaps(&self, shard: RankOf, parameters: &FlatParameters) -> Vec<Overlap> {
+        let mut found = Vec::new();
+        let held: Vec<Piece> = self.partition.pieces(shard).collect();
+        let owned: Vec<Piece> = parameters.partition.pieces(parameters.share).collect();
         for slice in &parameters.slices {
             let Some(&(shape, start)) = self.places.get(slice.name.as_str()) else {
                 continue;
@@ -149,15 +282,34 @@ impl<'a> Written<'a> {
             if shape != slice.shape {
                 continue;
             }
+            // Places in the checkpoint's vector, less this, are places in this run's.
+            let moved = start - slice.range.start;
             let whole = start..start + slice.range.end - slice.range.start;
-            for piece in self.partition.pieces(shard) {
-                let held = intersect(&whole, &piece.range);
-                let at = piece.own.start + held.start - piece.range.start;
-                let found = narrow(found, &(at..at + held.end - held.start));
-                copy_owned(vector, parameters, slice, &found, held.start - start);
+            for held in meeting(&held, &whole) {
+                let common = intersect(&whole, &held.range);
+                let here = common.start - moved..common.end - moved;
+                for own in meeting(&owned, &here) {
+                    let both = intersect(&here, &own.range);
+                    let from = held.own.start - held.range.start + moved;
+                    let to = own.own.start - own.range.start;
+                    found.push(Overlap {
+                        from: both.start + from..both.end + from,
+                        to: both.start + to..both.end + to,
+                    });
+                }
             }
         }
+        found
     }
+}
+
+/// Returns the pieces, which are in order, that have elements of a range.
+fn meeting<'a>(pieces: &'a [Piece], range: &Range<i64>) -> impl Iterator<Item = &'a Piece> {
+    let first = pieces.partition_point(|piece| piece.range.end <= range.start);
+    let end = range.end;
+    let is_met = move |piece: &&Piece| piece.range.start < end;
+    let met = pieces[first..].iter().take_while(is_met);
+    met.filter(|piece| !piece.range.is_empty())
 }
 
 /// Copies into `vector`, which holds what this rank owns, the owned elements among `found`: a part
@@ -196,7 +348,7 @@ fn inherit_average(ema: &Path, state: &TrainState, average: &Tensor) -> Result<(
 mod tests {
     use checks::mutation::cases;
     use rectiflow_sdxl::{init::Init, tensor_file::write_tensors, weights::Weights};
-    use tch::{Device, Kind};
+    use tch::Device;
 
     use super::*;
     use crate::{
@@ -210,7 +362,9 @@ mod tests {
         state::{
             Position,
             flat::FlatParameters,
+            gradient_vector::GradientVector,
             optim::{Optimizer, OptimizerConfig},
+            workers::Workers,
         },
     };
 
@@ -227,9 +381,10 @@ mod tests {
         );
         TrainState {
             position: Position::default(),
-            optimizer: Optimizer::new(OptimizerConfig::default(), &parameters.masters),
+            optimizer: Optimizer::of(OptimizerConfig::default(), &parameters),
             average: Some(parameters.masters.zeros()),
             moments_from: vec![0],
+            tensor_norms: Vec::new(),
             passed_over: Vec::new(),
             parameters,
         }
@@ -318,11 +473,8 @@ mod tests {
                     (11, 3..4)
                 );
                 let average = state.average.expect("an average");
-                for (vector, from) in [
-                    (&state.optimizer.mean, 0),
-                    (&state.optimizer.mean_square, 100),
-                    (&average, 200),
-                ] {
+                let moments = state.optimizer.tensors();
+                for (vector, from) in [(moments[0].1, 0), (moments[1].1, 100), (&average, 200)] {
                     let found: Vec<f32> = Vec::try_from(vector).expect("a vector");
                     let own = state
                         .parameters
@@ -354,7 +506,7 @@ mod tests {
             .map(|at: i32| at as f32)
             .collect();
         assert_eq!(
-            Vec::<f32>::try_from(&state.optimizer.mean).expect("a vector"),
+            Vec::<f32>::try_from(state.optimizer.tensors()[0].1).expect("a vector"),
             expected
         );
     }
@@ -491,5 +643,142 @@ mod tests {
             guard.judge(&GuardConfig::default(), seen(loss));
         }
         true
+    }
+
+    /// A state with moments of a kind after two updates. Gradients depend on the element alone.
+    fn trained(kind: MomentsKind, share: RankOf) -> TrainState {
+        let mut weights = Weights::random(0, Kind::Float, Device::Cpu);
+        for (name, length) in [("a", 300i64), ("b", 5), ("c", 1000), ("d", 70)] {
+            let _ = weights.take(name, &[length], Init::Zeros);
+        }
+        let weights = weights.finish().expect("random weights fit");
+        let parameters = FlatParameters::adopt_multiples(
+            &[("unet", &weights)],
+            crate::state::precision::Precision::Bf16,
+            share,
+            kind.multiple(),
+        );
+        let config = OptimizerConfig {
+            state: kind,
+            ..OptimizerConfig::default()
+        };
+        let mut state = TrainState {
+            position: Position::default(),
+            optimizer: Optimizer::of(config, &parameters),
+            average: None,
+            moments_from: vec![0],
+            tensor_norms: Vec::new(),
+            passed_over: Vec::new(),
+            parameters,
+        };
+        let whole = (Tensor::arange(1375, (Kind::Float, Device::Cpu)) * 0.71).sin();
+        let pieces = state.parameters.partition.pieces(share);
+        let own: Vec<Tensor> = pieces.map(|piece| narrow(&whole, &piece.range)).collect();
+        for update in 1..=2 {
+            state.position.update = update;
+            let gradients = GradientVector::new([Tensor::cat(&own, 0) * update as f64]);
+            let ranges = state.update_ranges(1e-3, &LrRatios::default());
+            let masters = &state.parameters.masters;
+            let workers = Workers::new(Device::Cpu, 1);
+            let alone = |own: &[f64]| Ok(own.to_vec());
+            let updated = (state.optimizer).update(masters, &gradients, &ranges, &workers, &alone);
+            updated.expect("nothing is exchanged");
+        }
+        state
+    }
+
+    /// Writes the moments of all ranks, and returns their state.
+    fn write_trained(folder: &Path, kind: MomentsKind, shards: usize) -> Saved {
+        let of = |rank| {
+            trained(
+                kind,
+                RankOf {
+                    rank,
+                    ranks: shards,
+                },
+            )
+        };
+        for rank in 0..shards {
+            let state = of(rank);
+            let path = folder.join(optimizer_name(rank, shards));
+            write_tensors(&path, state.optimizer.tensors(), None, &[]).expect("writes");
+        }
+        let parameters = of(0).parameters;
+        let layout = Saved::layout(&parameters.slices);
+        let mut saved = saved(
+            shards,
+            &layout,
+            &Saved::bucket_lengths(&parameters.partition),
+        );
+        saved.moments = kind;
+        saved
+    }
+
+    /// Returns a state like [`trained`] whose moments are zero.
+    fn fresh(kind: MomentsKind, share: RankOf) -> TrainState {
+        let mut state = trained(kind, share);
+        let config = OptimizerConfig {
+            state: kind,
+            ..OptimizerConfig::default()
+        };
+        state.optimizer = Optimizer::of(config, &state.parameters);
+        state
+    }
+
+    #[test]
+    fn any_number_of_ranks_has_the_same_moments_in_8_bits_and_reads_what_any_other_wrote() {
+        let kind = MomentsKind::EightBit;
+        for writers in 1..=4 {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let saved = write_trained(folder.path(), kind, writers);
+            for (rank, ranks) in (1..=4).flat_map(|ranks| (0..ranks).map(move |rank| (rank, ranks)))
+            {
+                let share = RankOf { rank, ranks };
+                let wanted = trained(kind, share);
+                let mut state = fresh(kind, share);
+                restore(folder.path(), &saved, &mut state).expect("it fits");
+                let both = state
+                    .optimizer
+                    .tensors()
+                    .into_iter()
+                    .zip(wanted.optimizer.tensors());
+                for ((name, found), (_, wanted)) in both {
+                    assert!(found.equal(wanted), "{writers}, {rank} of {ranks}: {name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn moments_of_another_kind_are_taken_where_that_is_exact_and_else_named() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let saved = write_trained(folder.path(), MomentsKind::EightBit, 3);
+        let mut state = fresh(MomentsKind::Fp32, RankOf::ONLY);
+        restore(folder.path(), &saved, &mut state).expect("8 bits fit into 32");
+        let wanted = trained(MomentsKind::EightBit, RankOf::ONLY);
+        let wanted = wanted.optimizer.moments.read(&(0..1375));
+        let found = state.optimizer.moments.read(&(0..1375));
+        assert!(found.mean.equal(&wanted.mean) && found.mean_square.equal(&wanted.mean_square));
+        assert!(found.mean.norm().double_value(&[]) > 0.0);
+
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let saved = write_trained(folder.path(), MomentsKind::Fp32, 1);
+        let mut state = fresh(MomentsKind::EightBit, RankOf::ONLY);
+        let error = restore(folder.path(), &saved, &mut state).expect_err("it would be rounded");
+        let error = error.to_string();
+        assert!(error.contains("optimizer.state = \"fp32\""), "{error}");
+    }
+
+    #[test]
+    fn moments_whose_blocks_begin_elsewhere_are_named() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut saved = write_trained(folder.path(), MomentsKind::EightBit, 1);
+        // As if another version had cut the vector otherwise.
+        saved.buckets = vec![1375];
+        let mut state = fresh(MomentsKind::EightBit, RankOf::ONLY);
+        let error = restore(folder.path(), &saved, &mut state).expect_err("other blocks");
+        let error = error.to_string();
+        let is_named = error.contains("blocks of 64") || error.contains("expected shape");
+        assert!(is_named, "{error}");
     }
 }

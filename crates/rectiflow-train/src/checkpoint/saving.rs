@@ -35,7 +35,7 @@ use crate::{
     },
     error::{Error, Result},
     ranks::comm::Comm,
-    state::{TrainState, layout::Slice, masters::Masters},
+    state::{TrainState, layout::Slice, masters::Masters, moments::MomentsKind},
 };
 
 /// The contents of a checkpoint.
@@ -156,8 +156,8 @@ struct Files {
     saved: Saved,
     /// Present on rank 0 only.
     model: Option<ModelFiles>,
-    /// File name, mean and mean square, if this rank writes a part of them.
-    moments: Option<(String, [Tensor; 2])>,
+    /// File name and the moments' vectors, if this rank writes a part of them.
+    moments: Option<(String, Vec<(&'static str, Tensor)>)>,
 }
 
 /// The model, written by rank 0.
@@ -215,8 +215,9 @@ impl Files {
         });
         let rank = comm.rank().rank;
         let moments = (rank < saved.shards).then(|| {
-            let vectors = [&state.optimizer.mean, &state.optimizer.mean_square].map(take);
-            (optimizer_name(rank, saved.shards), vectors)
+            let vectors = state.optimizer.tensors().into_iter();
+            let vectors = vectors.map(|(name, vector)| (name, take(vector)));
+            (optimizer_name(rank, saved.shards), vectors.collect())
         });
         Ok(Self {
             folder: folder.to_owned(),
@@ -241,8 +242,8 @@ impl Files {
             // Other ranks write their files into the same folder.
             names.retain(|name| name.contains('/') || [STATE, RECIPE].contains(&name.as_str()));
         }
-        if let Some((name, [mean, mean_square])) = &moments {
-            let vectors = [("mean", mean), ("mean_square", mean_square)];
+        if let Some((name, vectors)) = &moments {
+            let vectors = vectors.iter().map(|(name, vector)| (*name, vector));
             write_tensors(&folder.join(name), vectors, None, &[])?;
             names.push(name.clone());
         }
@@ -258,6 +259,7 @@ impl ModelFiles {
             let model = Saved {
                 layout: Vec::new(),
                 buckets: Vec::new(),
+                tensor_norms: Vec::new(),
                 ..saved.clone()
             };
             self.write_model(&folder.join(EMA), &model, average)?;
@@ -296,6 +298,12 @@ impl ModelFiles {
 
 /// Returns the host memory of the copy on the rank that writes the model, in bytes: all masters and
 /// averages of `trained` parameters, and one part in `shards` of both moments.
-pub(crate) fn copy_bytes(trained: u64, shards: u64, has_average: bool) -> u64 {
-    4 * trained * if has_average { 2 } else { 1 } + (8 * trained).div_ceil(shards)
+pub(crate) fn copy_bytes(
+    trained: u64,
+    moments: MomentsKind,
+    shards: u64,
+    has_average: bool,
+) -> u64 {
+    let fp32 = 4 * trained * if has_average { 2 } else { 1 };
+    fp32 + moments.bytes(trained).div_ceil(shards)
 }

@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Result},
     guard::{GuardConfig, Normal},
     ranks::comm::Comm,
-    state::{Position, TrainState},
+    state::{Position, TrainState, moments::MomentsKind, tensor_norms::NormMean},
 };
 
 /// Everything that an update changes in this rank's part of the state.
@@ -30,6 +30,7 @@ use crate::{
 pub(crate) struct Snapshot {
     pub(crate) position: Position,
     pub(crate) normal: Normal,
+    norms: Vec<NormMean>,
     kept: Kept,
 }
 
@@ -45,8 +46,9 @@ enum Kept {
 fn vectors(state: &TrainState) -> Vec<(String, &Tensor)> {
     let optimizer = &state.optimizer;
     let mut all = state.parameters.masters.tensors();
-    all.push(("mean".to_owned(), &optimizer.mean));
-    all.push(("mean_square".to_owned(), &optimizer.mean_square));
+    for (name, vector) in optimizer.tensors() {
+        all.push((name.to_owned(), vector));
+    }
     if let Some(average) = &state.average {
         all.push(("average".to_owned(), average));
     }
@@ -64,6 +66,7 @@ impl Snapshot {
         Self {
             position: state.position,
             normal: normal.clone(),
+            norms: state.tensor_norms.clone(),
             kept,
         }
     }
@@ -77,6 +80,7 @@ impl Snapshot {
         Ok(Self {
             position: state.position,
             normal: normal.clone(),
+            norms: state.tensor_norms.clone(),
             kept: Kept::Disk(path),
         })
     }
@@ -102,6 +106,7 @@ impl Snapshot {
         }
         state.position.update = self.position.update;
         state.position.samples = self.position.samples;
+        state.tensor_norms.clone_from(&self.norms);
         Ok(())
     }
 }
@@ -124,10 +129,12 @@ pub(crate) fn on_host(tensor: &Tensor) -> Tensor {
     }
 }
 
-/// Returns the size of a snapshot of `elements` parameters in bytes: values, both moments and, if
-/// there is one, the average, in fp32.
-pub(crate) fn bytes(elements: i64, has_average: bool) -> u64 {
-    4 * if has_average { 4 } else { 3 } * elements as u64
+/// Returns the size of a snapshot of `elements` parameters in bytes: masters, both moments and, if
+/// there is one, the average.
+pub(crate) fn bytes(elements: i64, moments: MomentsKind, has_average: bool) -> u64 {
+    let elements = elements as u64;
+    let fp32 = 4 * if has_average { 2 } else { 1 } * elements;
+    fp32 + moments.bytes(elements)
 }
 
 /// The distances, in updates, for which snapshots are kept, by storage.
@@ -344,6 +351,7 @@ mod tests {
             parameters,
             moments_from: Vec::new(),
             average: None,
+            tensor_norms: Vec::new(),
             passed_over: Vec::new(),
         }
     }

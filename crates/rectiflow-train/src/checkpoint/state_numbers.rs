@@ -30,6 +30,7 @@ impl Saved {
         self.check_passed_over(&mut problems);
         self.check_tensors(&mut problems);
         self.check_moments_from(&mut problems);
+        self.check_norms(&mut problems);
         self.check_guard(&mut problems);
         if let Err(error) = Objective::new(self.objective.clone()) {
             problems.add("objective", error);
@@ -101,6 +102,21 @@ impl Saved {
         }
         let expected = format!("lengths that sum to the layout's {total} elements");
         problems.expect("buckets", sum == total, expected, sum);
+    }
+
+    /// Checks the usual norms of the tensors, of which there are none or one each.
+    fn check_norms(&self, problems: &mut Problems) {
+        let count = self.tensor_norms.len();
+        let fits = count == 0 || count == self.layout.len();
+        let expected = format!("0 or {} numbers", self.layout.len());
+        problems.expect("tensor_norms", fits, expected, count);
+        for (index, norm) in self.tensor_norms.iter().enumerate() {
+            let fits = norm.mean.is_finite() && norm.mean >= 0.0;
+            let key = format!("tensor_norms[{index}]");
+            problems.expect(&key, fits, "a mean of at least 0", norm.mean);
+            let fits = norm.count <= MOST_UPDATES;
+            problems.expect(&key, fits, "a count of 0 to 2^31", norm.count);
+        }
     }
 
     fn check_moments_from(&self, problems: &mut Problems) {

@@ -71,6 +71,7 @@ impl Sums {
         let masters = &state.parameters.masters;
         let mut sums = Self::default();
         for chunk in state.optimizer.chunks(masters, gradients, from_ref(range)) {
+            let chunk = chunk.open();
             sums.add(Self {
                 gradient: square_sum(&chunk.gradient),
                 moment_ratio: chunk.excess(),
@@ -246,6 +247,7 @@ mod tests {
             optimizer: Optimizer::new(config, &parameters.masters),
             moments_from: vec![0],
             average: None,
+            tensor_norms: Vec::new(),
             passed_over: Vec::new(),
             parameters,
         };

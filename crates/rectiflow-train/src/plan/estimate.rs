@@ -26,7 +26,7 @@ use crate::{
     error::{Error, Result},
     ranks::{comm::Comm, launch::Sharding},
     recipe::{Checked, Recipe, sections::Checkpointing},
-    state::{precision::Precision, workers},
+    state::{moments::MomentsKind, precision::Precision, workers},
 };
 
 /// The blocks of the UNet that are recomputed in the backward pass.
@@ -83,6 +83,15 @@ pub struct Estimate {
 /// 2026-11-25, x86-64 Linux).
 const PROGRAM_BYTES: u64 = 220_000_000;
 
+/// How parameters are updated, as far as memory depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct UpdateMode {
+    /// How the optimiser's moments are stored.
+    pub moments: MomentsKind,
+    /// Whether each tensor is updated during the backward pass, and its gradient freed.
+    pub in_backward: bool,
+}
+
 /// The passes of a UNet: their inputs, and how they are computed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Passes {
@@ -101,6 +110,18 @@ pub struct Passes {
     pub accumulates: bool,
     /// Whether the device keeps less for chains of operations ([`keeps_less`]).
     pub fused: bool,
+    /// How the gradients are used.
+    pub update: UpdateMode,
+}
+
+impl UpdateMode {
+    /// Returns the mode of a recipe.
+    pub(crate) fn of_recipe(recipe: &Recipe) -> Self {
+        Self {
+            moments: recipe.optimizer.state,
+            in_backward: recipe.train.update_in_backward,
+        }
+    }
 }
 
 impl Passes {
@@ -118,6 +139,7 @@ impl Passes {
             width: width as u64,
             accumulates: train.micro_batches > width,
             fused: keeps_less(checked.device),
+            update: UpdateMode::of_recipe(&checked.recipe),
         }
     }
 
@@ -178,6 +200,9 @@ impl Passes {
         is_recomputed: impl Fn(&PartCost) -> bool,
     ) -> u64 {
         let widening = if self.widens() { 2 } else { 1 };
+        if self.update.in_backward {
+            return peak_bytes(parts, 0, widening, &is_recomputed) + self.in_flight(parts);
+        }
         let activations = peak_bytes(parts, 0, widening, &is_recomputed);
         // Micro-batches that run at the same time share the sum of gradients.
         let beside = (self.width - 1) * activations;
@@ -185,6 +210,13 @@ impl Passes {
             return gradient_bytes * num_parameters(parts) + activations + beside;
         }
         peak_bytes(parts, gradient_bytes, widening, &is_recomputed) + beside
+    }
+
+    /// Returns the bytes of gradients that exist at once where each is freed when it is complete:
+    /// those of one block, in the dtype of its weights and in fp32.
+    fn in_flight(&self, parts: &[PartCost]) -> u64 {
+        let largest = parts.iter().map(|part| part.num_parameters).max();
+        (self.precision.value_bytes() + 4) * largest.unwrap_or(0)
     }
 
     /// Whether numbers in bf16 are multiplied in fp32, on a CPU without fast bf16 instructions.
@@ -198,7 +230,7 @@ impl Passes {
         Estimate {
             weights: num_parameters * self.precision.value_bytes(),
             masters: num_parameters * self.master_bytes(),
-            moments: num_parameters * 8,
+            moments: self.update.moments.bytes(num_parameters),
             passes: self.bytes(unet, recomputed, 4),
             program: PROGRAM_BYTES,
             ..Estimate::default()
@@ -274,9 +306,10 @@ impl Estimate {
             if checked.recipe.train.trains(component) {
                 estimate.weights += num_parameters * value_bytes;
                 estimate.masters += num_parameters * passes.master_bytes();
-                estimate.moments += num_parameters * 8;
+                estimate.moments += passes.update.moments.bytes(num_parameters);
                 let kept = text_encoder_bytes(config, passes.batch * MOST_TOKENS, value_bytes);
-                estimate.passes += passes.width * kept + 4 * num_parameters;
+                let gradients = if passes.update.in_backward { 0 } else { 4 };
+                estimate.passes += passes.width * kept + gradients * num_parameters;
             } else {
                 estimate.frozen += num_parameters * value_bytes;
             }
@@ -286,27 +319,26 @@ impl Estimate {
         Ok(estimate)
     }
 
-    fn with_average(self, is_kept: bool) -> Self {
+    fn with_average(self, is_kept: bool, trained: u64) -> Self {
         Self {
-            average: if is_kept { self.moments / 2 } else { 0 },
+            average: if is_kept { 4 * trained } else { 0 },
             ..self
         }
     }
 
-    /// Returns the memory of a rank that keeps masters and moments of one of `shards` parts, with
-    /// its snapshots and the copy that a checkpoint is written from.
-    fn split(mut self, shards: u64, recipe: &Recipe) -> Self {
+    /// Returns the memory of a rank that keeps masters and moments of one of `shards` parts of the
+    /// `trained` parameters, with its snapshots and the copy that a checkpoint is written from.
+    fn split(mut self, trained: u64, shards: u64, recipe: &Recipe) -> Self {
+        let (kind, has_average) = (recipe.optimizer.state, self.average > 0);
         if recipe.checkpoint.in_background {
-            self.checkpoint = saving::copy_bytes(self.moments / 8, shards, self.average > 0);
+            self.checkpoint = saving::copy_bytes(trained, kind, shards, has_average);
         }
         self.masters = self.masters.div_ceil(shards);
         self.moments = self.moments.div_ceil(shards);
         self.average = self.average.div_ceil(shards);
-        // Masters, both moments, the average.
-        self.snapshots = snapshots::total_bytes(
-            &recipe.guard,
-            self.moments / 2 + self.moments + self.average,
-        );
+        let owned = trained.div_ceil(shards) as i64;
+        let snapshot_bytes = snapshots::bytes(owned, kind, has_average);
+        self.snapshots = snapshots::total_bytes(&recipe.guard, snapshot_bytes);
         self
     }
 
@@ -362,6 +394,12 @@ impl Estimate {
         }
         if recipe.train.dtype == Precision::Fp32 {
             help.push("train.dtype = \"bf16\"");
+        }
+        if recipe.optimizer.state == MomentsKind::Fp32 {
+            help.push("optimizer.state = \"8bit\"");
+        }
+        if recipe.train.micro_batches == 1 && !recipe.train.update_in_backward {
+            help.push("train.update_in_backward = true");
         }
         if recipe.train.micro_batch > 1 {
             help.push("a smaller train.micro_batch (and more train.micro_batches)");
@@ -432,8 +470,9 @@ impl RunEstimate<'_> {
             passes: self.apart.passes + unet.passes,
             ..self.apart
         };
-        all.with_average(recipe.ema.half_life_samples.is_some())
-            .split(self.shards, recipe)
+        let trained = all.weights / self.passes.precision.value_bytes();
+        all.with_average(recipe.ema.half_life_samples.is_some(), trained)
+            .split(trained, self.shards, recipe)
     }
 
     /// Returns the bytes that the budget leaves for the UNet's activations and gradients.

@@ -8,8 +8,9 @@
 //! fp32    4       | 0               | 4 + 4 / ranks    | 8 / ranks
 //! ```
 //!
-//! With `each`, the sum of gradients takes this rank's part and the buckets that are incomplete or
-//! not sent yet.
+//! Moments in 8 bits take 2.125 bytes / ranks. With `train.update_in_backward` there is no sum of
+//! gradients, only those of one block. With `each`, the sum of gradients takes this rank's part and
+//! the buckets that are incomplete or not sent yet.
 //!
 //! Activations are those of a run's own estimate (`estimate`), on a device without this project's
 //! fused kernels. Not included: losses of the allocator, workspaces of the libraries, activations
@@ -98,8 +99,12 @@ pub fn memory(config: &UNetConfig, parameters: Parameters, settings: &MemorySett
         Precision::Bf16 => "bf16",
         Precision::Fp32 => "fp32",
     };
-    // Two moments, and the average.
-    let vectors = 2.0 + f64::from(u8::from(settings.averaged));
+    let moments = settings.passes.update.moments;
+    let average_bytes = if settings.averaged {
+        4.0 * trained
+    } else {
+        0.0
+    };
     let mut terms = vec![
         Term::new(format!("trained weights, {name}"), value_bytes * trained),
         Term::new(
@@ -107,8 +112,15 @@ pub fn memory(config: &UNetConfig, parameters: Parameters, settings: &MemorySett
             settings.master_bytes(trained),
         ),
         Term::new(
-            format!("optimiser, {vectors} fp32 vectors over {split} ranks"),
-            4.0 * vectors * trained / split,
+            format!(
+                "optimiser, two moments in {}, over {split} ranks",
+                moments.name()
+            ),
+            moments.bytes(parameters.trained) as f64 / split,
+        ),
+        Term::new(
+            format!("averaged weights, fp32, over {split} ranks"),
+            average_bytes / split,
         ),
         Term::new(
             format!("frozen text encoders, {name}"),
@@ -215,7 +227,11 @@ impl<'a> PassesMemory<'a> {
             let sent = self.part + self.buckets;
             return vec![Term::new(what, bytes), Term::new(gradients, sent)];
         }
-        let what = format!("gradients, fp32, and {what}, at the peak");
+        let what = if passes.update.in_backward {
+            format!("gradients of one block, and {what}, at the peak")
+        } else {
+            format!("gradients, fp32, and {what}, at the peak")
+        };
         let bytes = passes.bytes(config, recomputed, 4) as f64;
         vec![Term::new(what, bytes + self.part)]
     }
@@ -238,6 +254,7 @@ mod tests {
     use rectiflow_sdxl::{bundle::sdxl_configs, model::Component};
 
     use super::*;
+    use crate::plan::estimate::UpdateMode;
 
     const SDXL: Parameters = Parameters {
         trained: 2_567_463_684,
@@ -261,6 +278,7 @@ mod tests {
             width: 1,
             accumulates: true,
             fused: false,
+            update: UpdateMode::default(),
         };
         MemorySettings {
             passes,

@@ -6,6 +6,7 @@
 //! one published run spent (`speed`), which includes all losses to that run's network, loader and
 //! machines. Facts about the model and the data come from `facts`.
 
+pub mod counting;
 pub mod estimate;
 pub mod facts;
 pub mod gpu_memory;
@@ -28,7 +29,7 @@ use crate::{
     },
     ranks::launch::Sharding,
     recipe::{Checked, sections::Checkpointing},
-    state::precision::Precision,
+    state::{moments::MomentsKind, precision::Precision},
 };
 
 /// The prediction for a run.
@@ -121,13 +122,11 @@ fn arithmetic(planner: &Planner<'_>) -> Arithmetic {
     }
 }
 
-/// Returns the number of fp32 vectors of a checkpoint: masters, both moments, the average.
-fn num_vectors(checked: &Checked) -> f64 {
-    if checked.recipe.ema.half_life_samples.is_some() {
-        4.0
-    } else {
-        3.0
-    }
+/// Returns the bytes of a state of as many parameters: masters, both moments, the average.
+fn state_bytes(checked: &Checked, parameters: u64) -> f64 {
+    let has_average = checked.recipe.ema.half_life_samples.is_some();
+    let fp32 = 4 * if has_average { 2 } else { 1 } * parameters;
+    (fp32 + checked.recipe.optimizer.state.bytes(parameters)) as f64
 }
 
 /// Returns the terms of host memory: the guard's snapshots of the rank's part, and the data read
@@ -155,8 +154,7 @@ fn snapshot_bytes(planner: &Planner<'_>) -> f64 {
     } else {
         planner.setup.gpus
     };
-    let parameters = planner.facts.parameters.trained as f64;
-    4.0 * num_vectors(planner.checked) * parameters / owners as f64
+    state_bytes(planner.checked, planner.facts.parameters.trained) / owners as f64
 }
 
 /// Returns the number of the guard's snapshots that memory has room for.
@@ -171,9 +169,8 @@ fn num_snapshots(planner: &Planner<'_>) -> usize {
 }
 
 fn checkpoint_bytes(planner: &Planner<'_>) -> f64 {
-    let parameters = planner.facts.parameters.trained as f64;
     let keep = planner.checked.recipe.checkpoint.keep;
-    4.0 * num_vectors(planner.checked) * parameters * keep as f64
+    state_bytes(planner.checked, planner.facts.parameters.trained) * keep as f64
 }
 
 /// Returns all assumptions, that on the speed first.
@@ -222,6 +219,11 @@ fn search_assumption(setups: &Setups, cheapest: &Priced) -> String {
          larger micro-batch, count as better",
         setups.within_hours
     );
+    if cheapest.setup.update != setups.recipe.setup.update {
+        found += "; nothing fits with the recipe's own optimizer.state and \
+                  train.update_in_backward, and these change what a run learns (docs/one-card.md); \
+                  the latter needs guard.skip_by = \"loss\" and guard.vitals_every_updates = 0";
+    }
     if cheapest.setup.micro_batch < setups.recipe.setup.micro_batch {
         found += "; that a smaller micro-batch spends the same share of the peak has not been \
                   measured";
@@ -256,8 +258,11 @@ fn memory_warning(planner: &Planner<'_>, setups: &Setups) -> String {
     if planner.setup.checkpointing == Checkpointing::Off {
         warning += ", memory.checkpointing = \"full\"";
     }
-    if planner.setup.sharding != Sharding::Each {
+    if planner.setup.sharding != Sharding::Each && !planner.setup.update.in_backward {
         warning += ", or ranks.sharding = \"each\"";
+    }
+    if planner.setup.update.moments == MomentsKind::Fp32 {
+        warning += ", or optimizer.state = \"8bit\"";
     }
     warning
 }

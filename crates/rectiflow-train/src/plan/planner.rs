@@ -229,6 +229,7 @@ fn memory_settings(checked: &Checked, facts: &Facts, setup: &Setup) -> MemorySet
             width: 1,
             accumulates: setup.micro_batches > setup.gpus,
             fused: false,
+            update: setup.update,
         },
         checkpointing: setup.checkpointing,
         budget_bytes: setup.budget_bytes(),

@@ -3,8 +3,10 @@
 //! What is searched: the micro-batch, with the samples of a step kept; which blocks are recomputed;
 //! how state is split; and the number of ranks, up to those asked for. Fewer ranks always cost less
 //! and take longer, so that a limit on the hours belongs to the question; without one it is the
-//! recipe's own hours. Set-ups whose prices differ by less than the model can tell apart are chosen
-//! between by the larger micro-batch, of which less is assumed.
+//! recipe's own hours. If nothing fits, smaller ways to update are tried, which change what a run
+//! learns (`UpdateMode`): moments in 8 bits, then updates in the backward pass as well, where one
+//! micro-batch has all samples of a step. Set-ups whose prices differ by less than the model can
+//! tell apart are chosen between by the larger micro-batch, of which less is assumed.
 
 use std::cmp::Ordering;
 
@@ -12,6 +14,7 @@ use serde::Serialize;
 
 use crate::{
     plan::{
+        estimate::UpdateMode,
         facts::Facts,
         gpu_memory::RUNTIME_BYTES,
         planner::{Planner, Time},
@@ -19,6 +22,7 @@ use crate::{
     },
     ranks::launch::Sharding,
     recipe::{Checked, sections::Checkpointing},
+    state::{moments::MomentsKind, optim::OptimizerName},
 };
 
 /// Share of a GPU's memory that a set-up leaves free for what is not counted: losses of the
@@ -103,8 +107,11 @@ pub(crate) fn search(recipe: &Planner<'_>) -> Setups {
             .unwrap_or(own.time.hours * (1.0 + 1e-9)),
         within_bytes: (1.0 - FREE_SHARE) * recipe.question.hardware.memory_bytes,
     };
+    let own_update = UpdateMode::of_recipe(&recipe.checked.recipe);
     Setups {
-        cheapest: limits.cheapest(&own),
+        cheapest: limits
+            .cheapest(&own, own_update)
+            .or_else(|| limits.smaller(&own)),
         within_hours: limits.within_hours,
         within_bytes: limits.within_bytes,
         num_blocks: recipe.facts.num_blocks(),
@@ -113,6 +120,7 @@ pub(crate) fn search(recipe: &Planner<'_>) -> Setups {
 }
 
 /// A search and its limits.
+#[derive(Clone, Copy)]
 struct Search<'a> {
     checked: &'a Checked,
     facts: &'a Facts,
@@ -122,13 +130,34 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Returns the cheapest set-up; the recipe's own, if that is as good.
-    fn cheapest(&self, own: &Priced) -> Option<Priced> {
+    /// Returns the cheapest set-up with less memory for updates than the recipe's own, if it does
+    /// not fit with its own. Its hours are then no limit, since it cannot take them.
+    fn smaller(&self, own: &Priced) -> Option<Priced> {
+        let recipe = &self.checked.recipe;
+        if recipe.optimizer.name != OptimizerName::AdamW || own.memory_bytes <= self.within_bytes {
+            return None;
+        }
+        let search = Self {
+            within_hours: self.question.within_hours.unwrap_or(f64::INFINITY),
+            ..*self
+        };
+        let moments = MomentsKind::EightBit;
+        let modes = [false, true].map(|in_backward| UpdateMode {
+            moments,
+            in_backward,
+        });
+        modes
+            .into_iter()
+            .find_map(|update| search.cheapest(own, update))
+    }
+
+    /// Returns the cheapest set-up that updates so; the recipe's own, if that is as good.
+    fn cheapest(&self, own: &Priced, update: UpdateMode) -> Option<Priced> {
         let mut found = Vec::new();
-        for micro_batch in micro_batches(self.checked) {
+        for micro_batch in micro_batches(self.checked, update) {
             for gpus in self.numbers_of_gpus(micro_batch) {
                 for sharding in SHARDINGS {
-                    found.extend(self.fitting(micro_batch, gpus, sharding));
+                    found.extend(self.fitting(micro_batch, gpus, sharding, update));
                 }
             }
         }
@@ -148,7 +177,13 @@ impl Search<'_> {
     }
 
     /// Returns the set-up with these settings that recomputes as little as fits, if any fits.
-    fn fitting(&self, micro_batch: usize, gpus: usize, sharding: Sharding) -> Option<Priced> {
+    fn fitting(
+        &self,
+        micro_batch: usize,
+        gpus: usize,
+        sharding: Sharding,
+        update: UpdateMode,
+    ) -> Option<Priced> {
         // One rank splits nothing.
         if gpus == 1 && sharding != Sharding::Once {
             return None;
@@ -160,6 +195,7 @@ impl Search<'_> {
             checkpointing: Checkpointing::Off,
             budget_gib: None,
             sharding,
+            update,
         };
         let off = self.priced(base)?;
         // Recomputation only adds to the time.
@@ -213,8 +249,11 @@ impl Search<'_> {
 }
 
 /// Returns the sizes of a micro-batch to try, all of which divide a step's samples.
-fn micro_batches(checked: &Checked) -> Vec<usize> {
+fn micro_batches(checked: &Checked, update: UpdateMode) -> Vec<usize> {
     let batch = checked.batch() as usize;
+    if update.in_backward {
+        return vec![batch];
+    }
     let own = checked.recipe.train.micro_batch;
     SIXTEENTHS
         .into_iter()

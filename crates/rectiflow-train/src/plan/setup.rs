@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::{
     hardware::{Hardware, Network},
+    plan::estimate::UpdateMode,
     ranks::launch::Sharding,
     recipe::{Checked, sections::Checkpointing},
 };
@@ -51,6 +52,9 @@ pub struct Setup {
     pub budget_gib: Option<f64>,
     /// `ranks.sharding`: how state is split over the ranks.
     pub sharding: Sharding,
+    /// `optimizer.state` and `train.update_in_backward`.
+    #[serde(flatten)]
+    pub update: UpdateMode,
 }
 
 impl Setup {
@@ -64,6 +68,7 @@ impl Setup {
             checkpointing: recipe.memory.checkpointing,
             budget_gib: recipe.memory.budget_gib,
             sharding: recipe.ranks.sharding,
+            update: UpdateMode::of_recipe(recipe),
         }
     }
 

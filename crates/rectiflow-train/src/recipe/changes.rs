@@ -30,6 +30,7 @@ impl Change {
             "test.",
             "checkpoint.",
             "preview.",
+            "report.",
             "prep.",
             "caption.",
             "guard.",

@@ -10,6 +10,7 @@ pub(crate) mod changes;
 pub(crate) mod overrides;
 #[cfg(test)]
 mod page;
+pub mod report;
 pub mod sections;
 pub(crate) mod unknown_keys;
 
@@ -31,19 +32,23 @@ use tch::Device;
 
 use crate::{
     error::{Error, Problems, Result},
-    guard::GuardConfig,
+    guard::{GuardConfig, SkipBy},
     hardware::hardware,
     lr::LrConfig,
-    ranks::launch::RanksConfig,
+    ranks::launch::{RanksConfig, Sharding},
     recipe::{
         overrides::{NO_FILE, read_table},
+        report::ReportConfig,
         sections::{
             CheckpointConfig, DataConfig, MemoryConfig, ModelConfig, PreviewConfig, RunConfig,
             TestConfig, TrainConfig,
         },
         unknown_keys::{missing_keys, take_unknown_keys},
     },
-    state::{ema::EmaConfig, optim::OptimizerConfig},
+    state::{
+        ema::EmaConfig,
+        optim::{OptimizerConfig, OptimizerName},
+    },
 };
 
 /// A recipe as written.
@@ -88,6 +93,9 @@ pub struct Recipe {
     /// Preview pictures sampled during training.
     #[serde(default)]
     pub preview: PreviewConfig,
+    /// Other programs' files that rank 0 writes while a run goes on, and alerts.
+    #[serde(default)]
+    pub report: ReportConfig,
     /// How `rectiflow prep --recipe` prepares images; training ignores it.
     #[serde(default)]
     pub prep: PrepSettings,
@@ -244,11 +252,51 @@ impl Recipe {
         problems.extend(self.memory.problems());
         problems.extend(self.ranks.problems());
         problems.extend(self.preview.problems());
+        problems.extend(self.report.problems());
         problems.extend(self.test.problems());
         problems.extend(self.checkpoint.problems());
         problems.extend(self.price_problems());
         problems.extend(self.random_problems());
+        problems.extend(self.in_backward_problems());
         problems
+    }
+
+    /// Returns what does not fit updates during the backward pass.
+    fn in_backward_problems(&self) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        if !self.train.update_in_backward {
+            return found;
+        }
+        let guard = &self.guard;
+        let late =
+            "since with train.update_in_backward a gradient's norm is known after the update";
+        let mut refuse = |key: &str, expected: &str, is: String| {
+            found.push((
+                key.to_owned(),
+                format!("expected {expected}, {late}; found {is}"),
+            ));
+        };
+        if guard.enabled && guard.skip_by == SkipBy::LossAndNorm {
+            refuse("guard.skip_by", "\"loss\"", "\"loss_and_norm\"".to_owned());
+        }
+        if let (true, Some(clip_z)) = (guard.enabled, guard.clip_z) {
+            refuse("guard.clip_z", "none", clip_z.to_string());
+        }
+        if guard.enabled && guard.vitals_every_updates > 0 {
+            let every = guard.vitals_every_updates.to_string();
+            refuse("guard.vitals_every_updates", "0", every);
+        }
+        if self.optimizer.name == OptimizerName::StableAdamW {
+            refuse("optimizer.name", "\"adamw\"", "\"stable_adamw\"".to_owned());
+        }
+        if self.ranks.sharding == Sharding::Each {
+            refuse(
+                "ranks.sharding",
+                "\"once\" or \"none\"",
+                "\"each\"".to_owned(),
+            );
+        }
+        found
     }
 
     /// Returns the components named in `model.random`, and the names that are invalid.
@@ -630,5 +678,36 @@ mod tests {
             found[0].contains("a multiple of checkpoint.every_steps = 100"),
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn what_does_not_fit_updates_in_the_backward_pass_is_named_by_key() {
+        let on = "train.update_in_backward=true";
+        let fits = [on, "guard.skip_by=loss", "guard.vitals_every_updates=0"];
+        load(RECIPE, &fits).expect("it can be run");
+        load(RECIPE, &[on, "guard.enabled=false"]).expect("there is no guard");
+        for (key, set) in [
+            ("train.update_in_backward", "train.micro_batches=2"),
+            ("guard.skip_by", "guard.skip_by=loss_and_norm"),
+            ("guard.clip_z", "guard.clip_z=2.5"),
+            (
+                "guard.vitals_every_updates",
+                "guard.vitals_every_updates=100",
+            ),
+            ("optimizer.name", "optimizer.name=stable_adamw"),
+            ("ranks.sharding", "ranks.sharding=each"),
+            ("train.clip_ratio", "train.clip_ratio=1"),
+        ] {
+            let found = problems(RECIPE, &[&fits[..], &[set]].concat());
+            let [problem] = &found[..] else {
+                panic!("one problem for {set}: {found:?}");
+            };
+            assert!(
+                problem.starts_with(&format!("{key}: expected")),
+                "{problem}"
+            );
+        }
+        let both = ["optimizer.state=8bit", "optimizer.name=stable_adamw"];
+        assert!(problems(RECIPE, &both)[0].starts_with("optimizer.state: expected"));
     }
 }

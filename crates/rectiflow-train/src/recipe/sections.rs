@@ -209,6 +209,20 @@ pub struct TrainConfig {
     /// is the article's.
     #[serde(default = "one_f64")]
     pub clip_norm: f64,
+    /// Whether each tensor is updated during the backward pass, as soon as its gradient is
+    /// complete, and the gradient freed: there is no sum of gradients, which takes 4 bytes a
+    /// parameter. The norm of the whole gradient is known only after the update. So
+    /// `micro_batches` must be 1, `guard.skip_by` must be `loss`, `guard.clip_z` and the vital
+    /// signs must be off, and `clip_ratio` takes the place of `clip_norm`. After a gradient that is
+    /// not finite the run goes back to the newest snapshot or checkpoint. docs/one-card.md has all
+    /// of it.
+    #[serde(default)]
+    pub update_in_backward: bool,
+    /// With `update_in_backward`: the largest norm of a tensor's gradient as a multiple of its
+    /// running mean, above 1; a larger gradient is scaled down to it. The first 10 updates have no
+    /// limit.
+    #[serde(default = "default_clip_ratio")]
+    pub clip_ratio: f64,
 }
 
 impl TrainConfig {
@@ -239,6 +253,15 @@ impl TrainConfig {
             );
         }
         problems.expect_above_0("clip_norm", self.clip_norm);
+        problems.expect_above_1("clip_ratio", self.clip_ratio);
+        if self.update_in_backward && self.micro_batches != 1 {
+            let reason = format!(
+                "expected train.micro_batches = 1, since the gradients of several would have to be \
+                 summed before any update; found {}",
+                self.micro_batches
+            );
+            problems.add("update_in_backward", reason);
+        }
         problems.expect(
             "offset_noise",
             (0.0..=1.0).contains(&self.offset_noise),
@@ -282,6 +305,9 @@ fn one() -> usize {
 }
 fn one_f64() -> f64 {
     1.0
+}
+fn default_clip_ratio() -> f64 {
+    3.0
 }
 fn auto() -> Mode {
     Mode::Auto

@@ -5,7 +5,7 @@
 //! `checkpoint.retry_secs` says. All ranks count tries instead of seconds, so that they give up
 //! together.
 
-use std::{iter, path::Path, thread, time::Duration};
+use std::{iter, mem, path::Path, thread, time::Duration};
 
 use crate::{
     error::{Error, Result},
@@ -26,6 +26,13 @@ impl Run<'_> {
         }
     }
 
+    /// Tells the watchers of the error that ends the run; the guard's stop was an event of its own.
+    pub(super) fn tell_watchers_of(mut self, error: &Error) {
+        let watchers = mem::take(&mut self.watchers);
+        let told = (!matches!(error, Error::Stopped { .. })).then_some(error);
+        watchers.leave(told, self.began.elapsed().as_secs_f64());
+    }
+
     /// Saves the last checkpoint and records the end.
     pub(super) fn leave(mut self, reason: &str) -> Result<Outcome> {
         self.finish_saving()?;
@@ -38,6 +45,8 @@ impl Run<'_> {
             reason: reason.to_owned(),
             secs,
         });
+        let watchers = mem::take(&mut self.watchers);
+        watchers.leave(None, secs);
         let checkpoint = self.saver.last().map(Path::to_owned);
         Ok(Outcome {
             finished: reason == "finished",

@@ -3,8 +3,10 @@
 //! All ranks execute the same operations in the same order. Rank 0 does what only one process may
 //! do.
 
+mod alerts;
 pub mod blackbox;
 pub mod eval;
+mod in_backward;
 mod last_save;
 mod measurer;
 mod options;
@@ -16,6 +18,7 @@ pub(crate) mod setup;
 mod step_record;
 pub(crate) mod stop_file;
 mod verdict;
+mod watchers;
 
 use std::{
     path::Path,
@@ -61,6 +64,7 @@ use crate::{
             open_sources,
         },
         step_record::{Seen, StepSecs},
+        watchers::Watchers,
     },
     state::{Position, TrainState},
     step::{Stepper, step_flops::Configs},
@@ -145,6 +149,7 @@ fn train_together(
         Ok(reason) => run.leave(reason),
         Err(error) => {
             run.keep_what_is_written(&error);
+            run.tell_watchers_of(&error);
             Err(error)
         }
     }
@@ -178,7 +183,8 @@ fn open_loader(checked: &Checked, comm: &Comm, sources: &[Source]) -> Result<Loa
 /// Returns the bytes of one of the guard's snapshots of this state.
 fn snapshot_bytes(state: &TrainState) -> u64 {
     let num_owned = state.parameters.partition.most_owned();
-    snapshots::bytes(num_owned, state.average.is_some())
+    let moments = state.optimizer.moments_kind();
+    snapshots::bytes(num_owned, moments, state.average.is_some())
 }
 
 /// What a rank has computed of a step before the ranks combine their measurements.
@@ -207,6 +213,7 @@ struct Run<'a> {
     measurer: Measurer<'a>,
     saver: Saver<'a>,
     writer: Writer,
+    watchers: Watchers,
     times: MicroBatchTimes,
     /// Whether writing the last event failed.
     mute: bool,
@@ -245,6 +252,7 @@ impl<'a> Run<'a> {
             measurer: Measurer::new(parts)?,
             saver: Saver::new(parts, parts.template(&loader, &state)?),
             writer: Writer::open(&recipe.run.dir, comm.rank().rank)?,
+            watchers: Watchers::start(checked, comm.rank().rank),
             guard: GuardState::default(),
             ring: Ring::new(distances, &recipe.run.dir),
             recorder: Recorder::new(&recipe.run.dir),
@@ -337,7 +345,11 @@ impl<'a> Run<'a> {
             if self.told_to_stop || (alone && stop.load(Ordering::Relaxed)) {
                 return Ok("interrupted");
             }
-            self.step(stop)?;
+            if self.recipe().train.update_in_backward {
+                self.step_in_backward(stop)?;
+            } else {
+                self.step(stop)?;
+            }
         }
         Ok("finished")
     }
@@ -553,6 +565,7 @@ impl<'a> Run<'a> {
             );
         }
         self.mute = written.is_err();
+        self.watchers.offer(&event);
         (self.observe)(&event);
     }
 

@@ -200,6 +200,10 @@ impl Replay<'_> {
         let seen_samples = self.state.position.samples;
         let lr = recipe.lr.rate(seen_samples, recipe.train.samples) * self.guard.acts.rate;
 
+        if recipe.train.update_in_backward {
+            return self.repeat_in_backward(step, lr);
+        }
+
         // The forward and backward passes.
         let comm = Comm::alone();
         let exchange = Exchange::new(&comm, recipe.ranks.sharding);
@@ -232,6 +236,39 @@ impl Replay<'_> {
                 worst,
             },
             ends: judged.ends,
+        })
+    }
+}
+
+impl Replay<'_> {
+    /// Repeats a step that updates during its backward pass. After a gradient that is not finite
+    /// the state is lost, and the replay ends.
+    fn repeat_in_backward(&mut self, step: &Step, lr: f64) -> Result<Repeated> {
+        let forward = self.stepper.forward(step)?;
+        let config = &self.checked.recipe.guard;
+        let judged = Judged::from(self.guard.judge_loss(config, forward.value));
+        let (mut wrong, mut ends) = (judged.wrong, judged.ends);
+        let passes = if wrong.is_none() {
+            let updated = self.stepper.backward(&mut self.state, step, forward, lr)?;
+            if let Some(name) = updated.broken {
+                wrong = Some(format!("the gradient of {name} is not finite"));
+                ends = true;
+            }
+            updated.passes
+        } else {
+            self.state.position.cursor = step.step + 1;
+            forward.without_gradient()
+        };
+        Ok(Repeated {
+            replayed: Replayed {
+                step: step.step,
+                loss: passes.loss,
+                gradient_norm: passes.gradient_norm,
+                seen: None,
+                wrong,
+                worst: worst(step, &passes),
+            },
+            ends,
         })
     }
 }

@@ -116,6 +116,7 @@ impl<'a> Saver<'a> {
         Saved {
             position: state.position,
             epochs: moment.epochs,
+            tensor_norms: state.tensor_norms.clone(),
             moments_from,
             passed_over,
             guard: moment.guard.clone(),

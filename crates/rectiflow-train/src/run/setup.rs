@@ -30,7 +30,7 @@ use crate::{
     ranks::{comm::Comm, exchange::share, launch::Launch},
     recipe::{Checked, Recipe, changes::changes},
     run::{origin::Origin, stop_file},
-    state::{Position, TrainState, optim::Optimizer},
+    state::{Position, TrainState, flat::FlatParameters, optim::Optimizer, tensor_norms::NormMean},
 };
 
 /// The parts of a run that stay constant.
@@ -256,11 +256,21 @@ pub(crate) fn fresh_state(checked: &Checked, model: &Model, comm: &Comm) -> Trai
     };
     TrainState {
         position: Position::default(),
-        optimizer: Optimizer::new(checked.recipe.optimizer.clone(), &parameters.masters),
+        optimizer: Optimizer::of(checked.recipe.optimizer.clone(), &parameters),
         moments_from: vec![0; parameters.groups.len()],
         average,
+        tensor_norms: fresh_norms(checked, &parameters),
         passed_over: Vec::new(),
         parameters,
+    }
+}
+
+/// Returns norms of which nothing is known, for the tensors that have a limit.
+fn fresh_norms(checked: &Checked, parameters: &FlatParameters) -> Vec<NormMean> {
+    if checked.recipe.train.update_in_backward {
+        vec![NormMean::default(); parameters.slices.len()]
+    } else {
+        Vec::new()
     }
 }
 
@@ -279,6 +289,8 @@ impl Parts<'_> {
             layout: Saved::layout(&state.parameters.slices),
             shards: state.parameters.partition.ranks(),
             buckets: Saved::bucket_lengths(&state.parameters.partition),
+            moments: self.checked.recipe.optimizer.state,
+            tensor_norms: Vec::new(),
             epochs: 0.0,
             moments_from: BTreeMap::new(),
             passed_over: Vec::new(),
@@ -340,6 +352,7 @@ impl Parts<'_> {
             peak_flops: self.checked.peak_flops(),
             ranks,
             idle_share: loader.order().idle_share(ranks),
+            total_samples: self.checked.recipe.train.samples,
         }
     }
 }

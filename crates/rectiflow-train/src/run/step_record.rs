@@ -1,6 +1,6 @@
 //! The metrics of a step, from values known before its update and from its duration.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs};
 
 use rectiflow_data::batch::Step;
 
@@ -49,9 +49,19 @@ impl Seen {
             flops: 0,
             applied: true,
             spent: None,
+            resident_bytes: resident_bytes(),
             ranks: None,
         }
     }
+}
+
+/// Returns the memory of this process that is resident; `None` where the system does not tell.
+fn resident_bytes() -> Option<u64> {
+    /// On x86-64.
+    const PAGE_BYTES: u64 = 4096;
+    let pages = fs::read_to_string("/proc/self/statm").ok()?;
+    let resident: u64 = pages.split(' ').nth(1)?.parse().ok()?;
+    Some(PAGE_BYTES * resident)
 }
 
 /// Seconds of a step, and of its parts before the update.

@@ -60,7 +60,7 @@ impl Run<'_> {
     }
 
     /// Passes over a step without an update.
-    fn skip(&mut self, step: &Step, reason: String) -> Result<()> {
+    pub(super) fn skip(&mut self, step: &Step, reason: String) -> Result<()> {
         let black_box = self.black_box("skip", &reason)?;
         self.state.pass_over(step.step..step.step + 1);
         self.emit_guard("skip", reason, black_box);
@@ -107,7 +107,7 @@ impl Run<'_> {
 
     /// Restores a snapshot and passes over all steps since then, this one included; stops the run
     /// if there is no room for snapshots.
-    fn rewind(&mut self, step: &Step, back: u64, reason: String) -> Result<()> {
+    pub(super) fn rewind(&mut self, step: &Step, back: u64, reason: String) -> Result<()> {
         if self.ring.is_useless() {
             let none = "guard.snapshot_gib leaves no room for a snapshot to go back to";
             return Err(self.stop(step, format!("{reason}; {none}")));
@@ -137,7 +137,7 @@ impl Run<'_> {
 
     /// Records the evidence and the reason, and returns the error that ends the run. The last
     /// checkpoint is not changed.
-    fn stop(&mut self, step: &Step, reason: String) -> Error {
+    pub(super) fn stop(&mut self, step: &Step, reason: String) -> Error {
         let run_dir = self.parts.checked.recipe.run.dir.clone();
         let black_box = match self.black_box("stop", &reason) {
             Ok(black_box) => black_box,
@@ -163,7 +163,7 @@ impl Run<'_> {
     }
 
     /// Writes a black box of the last steps and returns its name; a failed write is only a warning.
-    fn black_box(&mut self, action: &str, reason: &str) -> Result<Option<String>> {
+    pub(super) fn black_box(&mut self, action: &str, reason: &str) -> Result<Option<String>> {
         // The black box names the newest checkpoint, from which its steps can be repeated.
         self.finish_saving()?;
         let comm = self.parts.comm;

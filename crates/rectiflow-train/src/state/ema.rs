@@ -66,6 +66,8 @@ impl EmaConfig {
 }
 
 /// Sets `average` to `keep * average + (1 - keep) * masters` in place, `[n]` fp32.
+///
+/// On a CPU; `on_device` has it for others.
 pub(crate) fn lerp_towards(average: &Tensor, masters: &Masters, keep: f64, workers: &Workers) {
     on_chunks(average, masters, workers, |average, masters| {
         let _ = average.lerp_(&masters.fp32(), 1.0 - keep);

@@ -68,13 +68,25 @@ impl FlatParameters {
         precision: Precision,
         share: RankOf,
     ) -> Self {
+        Self::adopt_multiples(components, precision, share, 1)
+    }
+
+    /// Like [`Self::adopt_share`], with pieces of several ranks that are multiples of `multiple`
+    /// elements.
+    pub fn adopt_multiples(
+        components: &[(&str, &Parameters)],
+        precision: Precision,
+        share: RankOf,
+        multiple: i64,
+    ) -> Self {
         // Lay the parameters out.
         let Layout {
             slices,
             groups,
             mut leaves,
         } = Layout::of(components, precision);
-        let partition = Partition::of_buckets(bucket_lengths(&slices, &groups), share.ranks);
+        let lengths = bucket_lengths(&slices, &groups);
+        let partition = Partition::in_multiples(lengths, share.ranks, multiple);
         let device = leaves.first().map_or(Device::Cpu, Tensor::device);
 
         // Move the tensors, bucket by bucket.
@@ -106,6 +118,15 @@ impl FlatParameters {
             share,
             weights,
             gradients,
+        }
+    }
+
+    /// Overwrites the masters that this rank owns of a tensor with its numbers `[m]` fp32.
+    pub(crate) fn write(&self, slice: &Slice, numbers: &Tensor) {
+        for piece in self.partition.pieces(self.share) {
+            if let Some((at, owned)) = owned(&piece, numbers, slice.range.start) {
+                self.masters.write(at, &owned);
+            }
         }
     }
 

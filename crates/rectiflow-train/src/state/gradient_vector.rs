@@ -7,12 +7,16 @@
 
 use std::ops::Range;
 
-use tch::Tensor;
+use rectiflow_sdxl::vectors;
+use tch::{Device, Tensor};
 
 use crate::state::{
     layout::{chunks, intersect, narrow},
     one_pass,
 };
+
+/// Why sums and products of finished vectors do not fail.
+const LIBTORCH: &str = "the device has memory for a number of each stretch";
 
 /// A vector `[n]` fp32 in stretches, in order and without gaps.
 #[derive(Debug)]
@@ -48,6 +52,12 @@ impl GradientVector {
             });
         }
         Self(stretches)
+    }
+
+    /// Returns the part of a vector that begins with element `start`.
+    pub(crate) fn at(start: i64, numbers: Tensor) -> Self {
+        let range = start..start + numbers.numel() as i64;
+        Self(vec![Stretch { range, numbers }])
     }
 
     /// Returns the elements of a range in order, one chunk for each stretch.
@@ -90,6 +100,13 @@ impl GradientVector {
     /// Returns the sum of the squares of a range.
     pub(crate) fn square_norm(&self, range: &Range<i64>) -> f64 {
         let stretches = self.over(range);
+        if stretches
+            .iter()
+            .any(|chunk| chunk.gradient.device() != Device::Cpu)
+        {
+            let all: Vec<&Tensor> = stretches.iter().map(|chunk| &chunk.gradient).collect();
+            return vectors::square_norm(&all).expect(LIBTORCH);
+        }
         stretches
             .iter()
             .map(|stretch| one_pass::square_norm(&stretch.gradient))
@@ -98,6 +115,11 @@ impl GradientVector {
 
     /// Multiplies the vector by `factor`.
     pub(crate) fn scale(&mut self, factor: f64) {
+        let is_on_cpu = |stretch: &Stretch| stretch.numbers.device() == Device::Cpu;
+        if !self.0.iter().all(is_on_cpu) {
+            let all: Vec<&Tensor> = self.0.iter().map(|stretch| &stretch.numbers).collect();
+            return vectors::scale(&all, factor).expect(LIBTORCH);
+        }
         for stretch in &mut self.0 {
             stretch.numbers *= factor;
         }

@@ -13,6 +13,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -29,7 +30,7 @@ use crate::{
     error::{Error, Result},
     state::{
         gradient_vector::GradientVector,
-        layout::{Slice, narrow},
+        layout::{Slice, narrow, shaped},
         partition::{Bucket, Partition},
     },
 };
@@ -52,7 +53,18 @@ struct Shared {
     expected: AtomicUsize,
     /// Receives the index of each bucket that is complete.
     listener: Mutex<Option<Sender<usize>>>,
+    /// Takes gradients instead of the sum.
+    taker: Mutex<Option<Taker>>,
     under_way: UnderWay,
+}
+
+/// Takes the gradient of a parameter, by its index.
+struct Taker(Box<dyn FnMut(usize, Tensor) + Send>);
+
+impl fmt::Debug for Taker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Taker")
+    }
 }
 
 /// The running backward passes: the thread that requested each, and its micro-batch.
@@ -137,8 +149,7 @@ impl GradientSum {
         let mut sinks = Vec::new();
         for (index, leaf) in leaves.iter().enumerate() {
             let own = shared.clone();
-            let take =
-                move |gradient| own.arrive(index, own.under_way.micro_batch(), Some(gradient));
+            let take = move |gradient| own.take_or_add(index, gradient);
             let sink = Sink::new(leaf, take);
             sinks.push(sink.expect("parameters are leaves that require gradients"));
         }
@@ -176,6 +187,22 @@ impl GradientSum {
                 self.shared.tell(bucket);
             }
         }
+    }
+
+    /// Passes each gradient to `take` when it is complete, with its parameter's index, and adds
+    /// none to a sum, until [`Self::end_taking`].
+    pub(crate) fn begin_taking(&self, take: impl FnMut(usize, Tensor) + Send + 'static) {
+        *self.shared.taker.lock().expect(UNPOISONED) = Some(Taker(Box::new(take)));
+    }
+
+    /// Drops what takes gradients.
+    pub(crate) fn end_taking(&self) {
+        // A panic in it has failed the backward pass, with its message.
+        *self
+            .shared
+            .taker
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Drops the listener; a receiver waiting for a bucket gets an error.
@@ -297,8 +324,17 @@ impl Shared {
             places,
             expected: AtomicUsize::new(0),
             listener: Mutex::default(),
+            taker: Mutex::default(),
             under_way: UnderWay::default(),
         }
+    }
+
+    /// Hands a gradient that is complete to what takes it, or adds it.
+    fn take_or_add(&self, index: usize, gradient: Tensor) {
+        if let Some(Taker(take)) = &mut *self.taker.lock().expect(UNPOISONED) {
+            return take(index, gradient);
+        }
+        self.arrive(index, self.under_way.micro_batch(), Some(gradient));
     }
 
     /// Records that a parameter's gradient of a micro-batch is complete, or that it has none. Only
@@ -348,7 +384,7 @@ impl Shared {
                 no_grad(|| total.f_add_(gradient)).expect("a gradient has its parameter's shape");
             return;
         }
-        let total = narrow(&self.memory(place.bucket), &place.range).view(place.shape.as_slice());
+        let total = shaped(&self.memory(place.bucket), &place.range, &place.shape);
         write_to(&total, gradient);
         place.total = Some(total);
     }
@@ -512,5 +548,27 @@ mod tests {
             [0.0; 3],
             "a bucket without gradients is 0"
         );
+    }
+
+    #[test]
+    fn a_taker_has_each_gradient_once_and_the_sum_has_none() {
+        let leaves = [leaf(1.0, Kind::BFloat16), leaf(1.0, Kind::Float)];
+        let sum = sum_of(&leaves, 1);
+        let (send, taken) = mpsc::channel();
+        sum.begin_taking(move |index, gradient| {
+            send.send((index, gradient.kind(), gradient.double_value(&[1])))
+                .expect("somebody listens");
+        });
+        let loss = |factor: f64| (&leaves[0] * factor + &leaves[1] * 3.0).sum(Kind::Float);
+        loss(2.0).backward();
+        sum.end_taking();
+        let mut taken: Vec<_> = taken.iter().collect();
+        taken.sort_by_key(|(index, ..)| *index);
+        let wanted = [(0, Kind::BFloat16, 2.0), (1, Kind::Float, 3.0)];
+        assert_eq!(taken, wanted);
+        // The next sum is not missing anything.
+        sum.begin(1, None);
+        sum.adder().add(0, &loss(5.0)).unwrap();
+        assert_eq!(numbers(&sum.finish().joined()), [5.0, 5.0, 3.0, 3.0]);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use rectiflow_sdxl::vectors::part_of;
 use tch::{Device, Kind, Tensor};
 
 /// The place of one tensor in the flat vector.
@@ -28,7 +29,25 @@ pub struct Group {
 
 /// Returns a view of a range of a vector.
 pub(crate) fn narrow(vector: &Tensor, range: &Range<i64>) -> Tensor {
-    vector.narrow(0, range.start, range.end - range.start)
+    let length = range.end - range.start;
+    if vector.device() == Device::Cpu {
+        return vector.narrow(0, range.start, length);
+    }
+    on_device(vector, range, &[length])
+}
+
+/// Returns a view of a range of a vector, in a tensor's shape.
+pub(crate) fn shaped(vector: &Tensor, range: &Range<i64>, shape: &[i64]) -> Tensor {
+    if vector.device() == Device::Cpu {
+        return narrow(vector, range).view(shape);
+    }
+    on_device(vector, range, shape)
+}
+
+/// A view in one step instead of two calls of libtorch, because an update makes thousands and a GPU
+/// waits for them.
+fn on_device(vector: &Tensor, range: &Range<i64>, shape: &[i64]) -> Tensor {
+    part_of(vector, range.start, shape).expect("the range is inside of the vector")
 }
 
 /// Returns the intersection of two ranges; an empty range inside `b` if they are disjoint.

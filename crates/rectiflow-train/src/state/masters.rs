@@ -14,6 +14,7 @@ use tch::{Device, Kind, Tensor};
 use crate::state::{
     halves::{merged, split_into},
     layout::{chunks, intersect, narrow},
+    plain::is_plain,
 };
 
 /// The masters of the elements that a rank owns, `[k]`.
@@ -68,6 +69,11 @@ impl Masters {
         let mut masters = Self::empty(vector.device());
         masters.push(vector);
         masters
+    }
+
+    /// Returns the device of the masters.
+    pub(crate) fn device(&self) -> Device {
+        self.device
     }
 
     /// Returns the numbers of a vector `[k]` fp32 as masters in halves.
@@ -169,6 +175,14 @@ impl Masters {
         found
     }
 
+    /// Returns another handle of the same memory.
+    pub(crate) fn shallow_clone(&self) -> Self {
+        Self {
+            device: self.device,
+            ..self.on_host(Tensor::shallow_clone)
+        }
+    }
+
     /// Returns masters in host memory, in the tensors that `take` returns for these.
     pub(crate) fn on_host(&self, take: impl Fn(&Tensor) -> Tensor) -> Self {
         let mut host = Self::empty(Device::Cpu);
@@ -188,22 +202,36 @@ impl Masters {
 
 impl Part {
     /// Returns a view of the masters in `range`, which is inside of this part's.
-    fn narrow(&self, range: &Range<i64>) -> Self {
+    pub(crate) fn narrow(&self, range: &Range<i64>) -> Self {
         let inside = range.start - self.range.start..range.end - self.range.start;
-        let numbers = match &self.numbers {
-            Numbers::Whole(whole) => Numbers::Whole(narrow(whole, &inside)),
-            Numbers::Halves(nearest, remainder) => {
-                Numbers::Halves(narrow(nearest, &inside), narrow(remainder, &inside))
-            }
-        };
         Self {
             range: range.clone(),
-            numbers,
+            numbers: self.numbers.narrow(&inside),
         }
     }
 }
 
 impl Numbers {
+    /// Returns a view of some of the numbers.
+    pub(crate) fn narrow(&self, range: &Range<i64>) -> Self {
+        match self {
+            Self::Whole(whole) => Self::Whole(narrow(whole, range)),
+            Self::Halves(nearest, remainder) => {
+                Self::Halves(narrow(nearest, range), narrow(remainder, range))
+            }
+        }
+    }
+
+    /// Whether loops can read and write them.
+    pub(crate) fn is_plain(&self) -> bool {
+        match self {
+            Self::Whole(whole) => is_plain(whole, Kind::Float),
+            Self::Halves(nearest, remainder) => {
+                is_plain(nearest, Kind::BFloat16) && is_plain(remainder, Kind::Int16)
+            }
+        }
+    }
+
     /// Returns the numbers as fp32: a view, or a copy of halves.
     pub(crate) fn fp32(&self) -> Tensor {
         match self {

@@ -1,5 +1,6 @@
 //! Everything that changes during training, as one value: exactly what a resume needs.
 
+pub(crate) mod eight_bit;
 pub mod ema;
 pub mod flat;
 pub(crate) mod gradient_clip;
@@ -8,11 +9,15 @@ pub(crate) mod gradients;
 pub(crate) mod halves;
 pub mod layout;
 pub mod masters;
+pub mod moments;
+pub(crate) mod on_device;
 pub(crate) mod one_pass;
 pub mod optim;
 pub mod partition;
 pub(crate) mod plain;
 pub mod precision;
+pub mod tensor_norms;
+pub(crate) mod tensor_updates;
 pub(crate) mod workers;
 
 use std::ops::Range;
@@ -25,6 +30,7 @@ use crate::{
     state::{
         flat::FlatParameters,
         optim::{Optimizer, UpdateRange},
+        tensor_norms::NormMean,
     },
 };
 
@@ -54,6 +60,9 @@ pub struct TrainState {
     pub moments_from: Vec<u64>,
     /// Average of the parameters that this rank updates, `[k]` fp32, if one is kept.
     pub average: Option<Tensor>,
+    /// The usual norm of each tensor's gradient, in order; empty without
+    /// `train.update_in_backward`.
+    pub tensor_norms: Vec<NormMean>,
     /// Steps of the order that the guard skipped, sorted and without overlap.
     pub passed_over: Vec<Range<u64>>,
 }
@@ -71,6 +80,22 @@ impl TrainState {
                 ranges.push(self.update_range(&group.range, rate, update));
                 continue;
             }
+            for slice in &self.parameters.slices {
+                if group.range.contains(&slice.range.start) {
+                    ranges.push(self.update_range(&slice.range, rate, update));
+                }
+            }
+        }
+        ranges
+    }
+
+    /// Returns the range of each tensor in the next update at rate `lr`. The position must not yet
+    /// include that update.
+    pub(crate) fn tensor_ranges(&self, lr: f64, ratios: &LrRatios) -> Vec<UpdateRange> {
+        let mut ranges = Vec::new();
+        for (group, from) in self.parameters.groups.iter().zip(&self.moments_from) {
+            let rate = lr * ratios.of(&group.component);
+            let update = self.position.update + 1 - from;
             for slice in &self.parameters.slices {
                 if group.range.contains(&slice.range.start) {
                     ranges.push(self.update_range(&slice.range, rate, update));

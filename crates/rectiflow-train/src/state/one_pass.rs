@@ -50,13 +50,7 @@ impl AdamW {
         } = vectors;
         let plain = |vector| is_plain(vector, Kind::Float);
         let all_plain = [mean, mean_square, gradients].into_iter().all(plain);
-        let masters_plain = match masters {
-            Numbers::Whole(whole) => plain(whole),
-            Numbers::Halves(nearest, remainder) => {
-                is_plain(nearest, Kind::BFloat16) && is_plain(remainder, Kind::Int16)
-            }
-        };
-        if !all_plain || !masters_plain {
+        if !all_plain || !masters.is_plain() {
             return false;
         }
         // SAFETY: the vectors do not overlap and nothing else uses them during an update; this call
@@ -123,7 +117,7 @@ fn pieces_of(masters: &Numbers) -> Vec<Values<'_>> {
 /// Constants of an element's update, rounded to fp32 as libtorch rounds a scalar that is combined
 /// with a vector.
 #[derive(Debug, Clone, Copy)]
-struct Constants {
+pub(crate) struct Constants {
     new_mean: f32,
     old_square: f32,
     new_square: f32,
@@ -134,7 +128,7 @@ struct Constants {
 }
 
 impl Constants {
-    fn new(of: &AdamW) -> Self {
+    pub(crate) fn new(of: &AdamW) -> Self {
         let correction1 = 1.0 - of.beta1.powf(of.update as f64);
         let correction2 = 1.0 - of.beta2.powf(of.update as f64);
         Self {
@@ -170,6 +164,35 @@ impl Constants {
                 }
             }
         }
+    }
+
+    /// As [`Self::updated`], with the root of the second moment.
+    #[inline(always)]
+    pub(crate) fn updated_by_root(
+        self,
+        value: f32,
+        mean: &mut f32,
+        root: &mut f32,
+        gradient: f32,
+    ) -> f32 {
+        let mut square = *root * *root;
+        let new = self.updated(value, mean, &mut square, gradient);
+        *root = square.sqrt();
+        new
+    }
+
+    /// As [`Self::updated_by_root`], for a value in halves.
+    #[inline(always)]
+    pub(crate) fn update_halves_by_root(
+        self,
+        (nearest, remainder): (&mut u16, &mut i16),
+        mean: &mut f32,
+        root: &mut f32,
+        gradient: f32,
+    ) {
+        let value = merge(*nearest, *remainder);
+        let new = self.updated_by_root(value, mean, root, gradient);
+        (*nearest, *remainder) = split(new);
     }
 
     /// Updates the moments of an element. Returns its new value.

@@ -55,7 +55,18 @@ impl Partition {
 
     /// Returns a partition with buckets of these lengths.
     pub fn of_buckets(lengths: impl IntoIterator<Item = i64>, ranks: usize) -> Self {
+        Self::in_multiples(lengths, ranks, 1)
+    }
+
+    /// Like [`Self::of_buckets`], with pieces of several ranks that are multiples of `multiple`
+    /// elements, so that they do not cut blocks of as many.
+    pub fn in_multiples(
+        lengths: impl IntoIterator<Item = i64>,
+        ranks: usize,
+        multiple: i64,
+    ) -> Self {
         assert!(ranks > 0, "a vector is split over at least one rank");
+        let unit = if ranks == 1 { 1 } else { multiple };
         let mut buckets = Vec::new();
         let mut end = 0;
         for len in lengths {
@@ -64,7 +75,7 @@ impl Partition {
             end += len;
             buckets.push(Bucket {
                 range: start..end,
-                piece: (len + ranks as i64 - 1) / ranks as i64,
+                piece: piece_of(len, ranks as i64, unit),
             });
         }
         Self { ranks, buckets }
@@ -127,6 +138,12 @@ impl Partition {
         }
         owned
     }
+}
+
+/// Returns the length of the pieces of `len` elements: the least multiple of `unit` that suffices.
+fn piece_of(len: i64, ranks: i64, unit: i64) -> i64 {
+    let least = (len + ranks - 1) / ranks;
+    (least + unit - 1) / unit * unit
 }
 
 impl Bucket {

@@ -5,6 +5,7 @@
 //! the total number of samples in the step, so a ragged micro-batch counts by its samples. Sigma
 //! and noise are keyed by (seed, cursor, slot), never by rank or by the order of micro-batches.
 
+pub(crate) mod in_backward;
 pub(crate) mod prompt_cache;
 pub mod step_flops;
 pub mod synthetic;
@@ -20,6 +21,7 @@ use rectiflow_sdxl::{
     model::Model,
     sample::initial_noise,
     unet::UNetInput,
+    write::upload,
 };
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -34,6 +36,7 @@ use crate::{
         flat::FlatParameters,
         gradient_vector::GradientVector,
         gradients::Adder,
+        on_device,
         workers::{OnlyTensors, Workers},
     },
     step::prompt_cache::PromptCache,
@@ -50,6 +53,7 @@ pub(crate) struct Stepper<'a> {
     pub(crate) prompt_cache: Option<PromptCache>,
     pub(crate) offset_noise: f64,
     pub(crate) clip_norm: f64,
+    pub(crate) clip_ratio: f64,
     pub(crate) ratios: LrRatios,
     pub(crate) ema: EmaConfig,
     pub(crate) workers: Workers,
@@ -65,6 +69,26 @@ struct Pass {
     loss: f64,
     /// Diffusion time and loss of each sample, in order.
     samples: Vec<(f64, f32)>,
+}
+
+/// Measurements of one micro-batch's passes, not read yet: reading waits for the device.
+#[derive(Debug)]
+struct UnreadPass {
+    /// Its contribution to the step's loss, a scalar.
+    loss: Tensor,
+    /// Diffusion time of each sample.
+    times: Vec<f64>,
+    /// Loss of each sample, `[n]` fp32.
+    losses: Tensor,
+}
+
+impl UnreadPass {
+    fn read(self) -> Pass {
+        Pass {
+            loss: self.loss.double_value(&[]),
+            samples: self.times.into_iter().zip(to_vec(&self.losses)).collect(),
+        }
+    }
 }
 
 /// Limits on the length of an update.
@@ -89,6 +113,7 @@ impl<'a> Stepper<'a> {
                 .then(PromptCache::default),
             offset_noise: recipe.train.offset_noise,
             clip_norm: recipe.train.clip_norm,
+            clip_ratio: recipe.train.clip_ratio,
             ratios: recipe.lr.ratio.clone(),
             ema: recipe.ema.clone(),
             workers: Workers::new(checked.device, recipe.train.micro_batches),
@@ -107,11 +132,21 @@ impl<'a> Stepper<'a> {
         exchange.wait_gathers()?;
         let mut gradients = exchange.begin(parameters);
         let mut measured = Pass::default();
+        let mut unread = Vec::new();
         let adder = parameters.gradients.adder();
         let micro_batches = &step.micro_batches;
         for round in micro_batches.chunks(exchange.round().min(micro_batches.len())) {
-            let mut work = || self.round_passes(step, round, &quantiles, &adder, &mut measured);
+            let mut work = || self.round_passes(step, round, &quantiles, &adder, &mut unread);
             exchange.reduce_round(&mut gradients, parameters, round.len(), &mut work)?;
+        }
+        for passes in unread {
+            let mut loss = 0.0;
+            for pass in passes {
+                let pass = pass.read();
+                loss += pass.loss;
+                measured.samples.extend(pass.samples);
+            }
+            measured.loss += loss;
         }
         Ok(Summed {
             loss: measured.loss,
@@ -121,33 +156,28 @@ impl<'a> Stepper<'a> {
     }
 
     /// Runs the passes over a round of micro-batches, as many concurrently as there are workers.
+    /// Appends their measurements, those that ran concurrently together.
     fn round_passes(
         &self,
         step: &Step,
         round: &[MicroBatch],
         quantiles: &StepQuantiles,
         gradients: &Adder,
-        measured: &mut Pass,
+        unread: &mut Vec<Vec<UnreadPass>>,
     ) -> Result<()> {
         let numbered: Vec<(usize, &MicroBatch)> = round.iter().enumerate().collect();
         for batches in numbered.chunks(self.workers.width()) {
-            let passes: Vec<Result<Pass>> =
+            let passes: Vec<Result<UnreadPass>> =
                 self.workers
                     .map_tensors(self, batches, |stepper, &(place, batch)| {
-                        let (loss, samples) = stepper.step_loss(step, batch, quantiles)?;
-                        gradients.add(place, &loss)?;
-                        Ok(Pass {
-                            loss: loss.double_value(&[]),
-                            samples,
+                        let pass = stepper.step_loss(step, batch, quantiles)?;
+                        gradients.add(place, &pass.loss)?;
+                        Ok(UnreadPass {
+                            loss: pass.loss.detach(),
+                            ..pass
                         })
                     });
-            let mut loss = 0.0;
-            for pass in passes {
-                let pass = pass?;
-                loss += pass.loss;
-                measured.samples.extend(pass.samples);
-            }
-            measured.loss += loss;
+            unread.push(passes.into_iter().collect::<Result<_>>()?);
         }
         Ok(())
     }
@@ -173,19 +203,23 @@ impl<'a> Stepper<'a> {
         step: &Step,
         batch: &MicroBatch,
         quantiles: &StepQuantiles,
-    ) -> Result<(Tensor, Vec<(f64, f32)>)> {
+    ) -> Result<UnreadPass> {
         let noise = self.noise_of(step, batch);
         let times = quantiles.times(self.objective, batch);
         let losses = self.losses(batch, &noise, &times)?;
         let loss = losses.sum(Kind::Float) / step.num_samples as f64;
-        let of_samples = times.into_iter().zip(to_vec(&losses)).collect();
-        Ok((loss, of_samples))
+        Ok(UnreadPass {
+            loss,
+            times,
+            losses: losses.detach(),
+        })
     }
 
     /// Returns the noise of a micro-batch of a step, `[n, C, h, w]` fp32.
     fn noise_of(&self, step: &Step, batch: &MicroBatch) -> Tensor {
         let key = [step.step, u64::from(batch.slot)];
-        noise(self.seed, key, &latent_size(batch), self.offset_noise).to_device(self.device)
+        let drawn = noise(self.seed, key, &latent_size(batch), self.offset_noise);
+        upload(&drawn, self.device)
     }
 
     /// Applies the update of a step at learning rate `lr`, with its gradient clipped to `norm` or
@@ -215,11 +249,22 @@ impl<'a> Stepper<'a> {
             .optimizer
             .update(masters, &gradients, &ranges, &self.workers, &total)?;
         exchange.publish(&state.parameters)?;
-        let keep = self.ema.keep(step.num_samples, state.position.samples);
-        if let (Some(average), Some(keep)) = (&state.average, keep) {
-            ema::lerp_towards(average, masters, keep, &self.workers);
-        }
+        self.move_average(state, step)?;
         Ok(gradients)
+    }
+
+    /// Moves the average of the weights on by a step, if the recipe has one.
+    fn move_average(&self, state: &TrainState, step: &Step) -> Result<()> {
+        let keep = self.ema.keep(step.num_samples, state.position.samples);
+        let (Some(average), Some(keep)) = (&state.average, keep) else {
+            return Ok(());
+        };
+        let masters = &state.parameters.masters;
+        if self.device != Device::Cpu {
+            return on_device::lerp_towards(average, masters, keep);
+        }
+        ema::lerp_towards(average, masters, keep, &self.workers);
+        Ok(())
     }
 
     /// Returns the (weighted) mean squared error of each sample, `[n]` fp32; 0 for samples of
@@ -244,9 +289,8 @@ impl<'a> Stepper<'a> {
         let x0 = latents(batch, self.device) * self.model.vae.config.scaling_factor;
         let noised = self.objective.noised(&x0, noise, times);
         let cond = self.condition(batch)?;
-        let time_ids = Tensor::from_slice(&batch.time_ids)
-            .view([-1, 6])
-            .to_device(self.device);
+        let time_ids = Tensor::from_slice(&batch.time_ids).view([-1, 6]);
+        let time_ids = upload(&time_ids, self.device);
         let input = UNetInput {
             sample: &noised.sample,
             timestep: &noised.timestep,
@@ -260,13 +304,13 @@ impl<'a> Stepper<'a> {
             None => unet.forward(&input),
             Some(meter) => unet.forward_metered(&input, meter),
         }?;
-        let weights = Tensor::from_slice(&batch.weights).to_device(self.device) * noised.weights;
+        let weights = upload(&Tensor::from_slice(&batch.weights), self.device) * noised.weights;
         Ok(per_sample_mse(&prediction, &noised.target) * weights)
     }
 
     fn condition(&self, batch: &MicroBatch) -> Result<Cond> {
         let size = [batch.ids.len() as i64, batch.tokens as i64, 77];
-        let ids = |ids: &[i64]| Tensor::from_slice(ids).view(size).to_device(self.device);
+        let ids = |ids: &[i64]| upload(&Tensor::from_slice(ids).view(size), self.device);
         let (clip_l, clip_g) = (ids(&batch.clip_l), ids(&batch.clip_g));
         let ids = ChunkedIds {
             clip_l: &clip_l,
@@ -342,10 +386,8 @@ pub(crate) fn latent_size(batch: &MicroBatch) -> [i64; 4] {
 }
 
 fn latents(batch: &MicroBatch, device: Device) -> Tensor {
-    Tensor::from_slice(&batch.latents)
-        .view(latent_size(batch))
-        .to_device(device)
-        .to_kind(Kind::Float)
+    let latents = Tensor::from_slice(&batch.latents).view(latent_size(batch));
+    upload(&latents, device).to_kind(Kind::Float)
 }
 
 #[cfg(test)]

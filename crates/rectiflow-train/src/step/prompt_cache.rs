@@ -13,6 +13,7 @@ use std::{
 use rectiflow_sdxl::{
     cond::{ChunkedIds, Cond},
     error::Result,
+    write::upload,
 };
 use tch::{Kind, Tensor};
 
@@ -147,7 +148,7 @@ fn put_together(
 
 fn index(rows: &[usize], like: &Tensor) -> Tensor {
     let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-    Tensor::from_slice(&rows).to_device(like.device())
+    upload(&Tensor::from_slice(&rows), like.device())
 }
 
 #[cfg(test)]

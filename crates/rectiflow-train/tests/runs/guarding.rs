@@ -90,7 +90,7 @@ fn a_corrupted_second_moment_is_rewound() {
     // A bad memory cell: numbers that are squares turn negative, and their roots are NaN.
     let corrupt = |step: &mut Step, state: &mut TrainState| {
         if step.step == 20 {
-            let _ = state.optimizer.mean_square.narrow(0, 0, 8).fill_(-1.0);
+            let _ = state.optimizer.tensors()[1].1.narrow(0, 0, 8).fill_(-1.0);
         }
     };
     let guarded = run_disturbed(&fixture.recipe("guarded", &["train.samples=256"]), corrupt);
@@ -121,7 +121,7 @@ fn a_corrupted_second_moment_costs_a_guarded_run_a_rewind_and_an_unguarded_one_e
     // A bad memory cell: numbers that are squares turn negative, and their roots are NaN.
     let corrupt = |step: &mut Step, state: &mut TrainState| {
         if step.step == 100 {
-            let _ = state.optimizer.mean_square.narrow(0, 0, 8).fill_(-1.0);
+            let _ = state.optimizer.tensors()[1].1.narrow(0, 0, 8).fill_(-1.0);
         }
     };
     let guarded = run_disturbed(&fixture.recipe("guarded", SETTLED), corrupt);

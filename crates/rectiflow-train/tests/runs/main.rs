@@ -11,6 +11,7 @@ mod evaluations;
 mod false_alarms;
 mod fixture;
 mod guarding;
+mod in_backward;
 #[path = "../../../rectiflow-data/tests/object_server/mod.rs"]
 mod object_server;
 mod precision;

@@ -18,6 +18,12 @@ use crate::{
 
 /// The list of shards of MDS.
 pub(crate) const INDEX: &str = "index.json";
+/// Files that are looked for where nothing can be listed: they name what there is.
+const KNOWN: [&str; 4] = [INDEX, "metadata.jsonl", "metadata.csv", "metadata.parquet"];
+/// Endings of files that are named by a URL.
+const FILE_ENDINGS: [&str; 7] = [
+    ".tar", ".parquet", INDEX, ".jsonl", ".ndjson", ".csv", ".tsv",
+];
 /// Entries of a folder that are looked at to find out what kind of source it is.
 const MOST_ENTRIES: usize = 100_000;
 
@@ -80,18 +86,13 @@ impl Files {
 
     fn far(place: &Path, remote: &Remote) -> Result<Self> {
         let url = place.to_string_lossy();
-        let (folder, last) = url
-            .trim_end_matches('/')
-            .rsplit_once('/')
-            .unwrap_or(("", &url));
-        let is_file = [".tar", ".parquet", INDEX];
-        if is_file.iter().any(|ending| last.ends_with(ending)) {
+        if let Some((folder, name)) = split_file(&url) {
             let Location::Remote(remote) = Location::parse(Path::new(folder), &Network::default())?
             else {
                 unreachable!("the folder of a URL is a URL");
             };
             return Ok(Self {
-                names: expanded(last),
+                names: expanded(name),
                 root: Root::Far {
                     remote,
                     listed: Vec::new(),
@@ -103,8 +104,8 @@ impl Files {
         }
         let (listed, is_complete) = match runtime().block_on(remote.list()) {
             Ok(listed) if !listed.is_empty() => (listed, true),
-            Ok(_) => (vec![only_index(remote, "nothing is below it")?], false),
-            Err(error) => (vec![only_index(remote, &error.to_string())?], false),
+            Ok(_) => (known(remote, "nothing is below it")?, false),
+            Err(error) => (known(remote, &error.to_string())?, false),
         };
         Ok(Self {
             names: listed.iter().map(|object| object.name.clone()).collect(),
@@ -116,6 +117,18 @@ impl Files {
             },
             is_named: false,
         })
+    }
+
+    /// The objects at a URL, if the store has listed them all.
+    pub(crate) fn into_listed(self) -> Option<Vec<Listed>> {
+        match self.root {
+            Root::Far {
+                listed,
+                is_complete: true,
+                ..
+            } => Some(listed),
+            _ => None,
+        }
     }
 
     /// Opens one of the files, or one beside them.
@@ -187,19 +200,35 @@ impl Files {
     }
 }
 
-/// The index of MDS, which names its shards, below a prefix that cannot be listed for this
-/// `reason`.
-fn only_index(remote: &Remote, reason: &str) -> Result<Listed> {
-    match runtime().block_on(remote.facts(INDEX)) {
-        Err(error) if error.is_missing_object() => Err(Error::Invalid {
+/// The folder and the name in the URL of a file; the name can stand for several. None for a URL
+/// that is not of a file.
+pub(crate) fn split_file(url: &str) -> Option<(&str, &str)> {
+    let (folder, name) = url.trim_end_matches('/').rsplit_once('/')?;
+    let is_file = url.contains("://") && FILE_ENDINGS.iter().any(|ending| name.ends_with(ending));
+    is_file.then_some((folder, name))
+}
+
+/// The files that name others, below a prefix that cannot be listed for this `reason`.
+fn known(remote: &Remote, reason: &str) -> Result<Vec<Listed>> {
+    let mut found = Vec::new();
+    for name in KNOWN {
+        match runtime().block_on(remote.facts(name)) {
+            Err(error) if error.is_missing_object() => {}
+            answer => found.push(answer?),
+        }
+    }
+    if found.is_empty() {
+        return Err(Error::Invalid {
             what: remote.url_of(""),
             reason: format!(
-                "it cannot be listed, as servers of plain HTTP cannot, and has no {INDEX}: name a \
-                 file (.tar, .parquet) or several, as shard-{{0000..0099}}.tar ({reason})"
+                "it cannot be listed, as servers of plain HTTP cannot, and has none of {}: name a \
+                 file (.tar, .parquet, .jsonl or .csv with names of pictures) or several, as \
+                 shard-{{0000..0099}}.tar ({reason})",
+                KNOWN.join(", ")
             ),
-        }),
-        answer => answer,
+        });
     }
+    Ok(found)
 }
 
 /// The names below a folder, folder by folder, sorted; at most `most`.

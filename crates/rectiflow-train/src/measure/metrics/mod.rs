@@ -2,18 +2,21 @@
 //! writes that file, and the others write their own events and seconds to
 //! `metrics-rank-00001.jsonl` and so on.
 //!
-//! This file defines the names of all metrics; the terminal, the report and other viewers read
-//! these events. A number that is not finite is written as a string ("NaN", "inf", "-inf"), since
-//! JSON has none. After a resume a step may appear twice: the later line is valid.
+//! This folder defines the names of all metrics: here those of the file, in `curves` those that
+//! viewers show; `tail` reads the file. The terminal, the report and the live page show these
+//! events. A number that is not finite is written as a string ("NaN", "inf", "-inf"), since JSON
+//! has none. After a resume a step may appear twice: the later line is valid.
+
+pub mod curves;
+pub mod tail;
 
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
-    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
-use rectiflow_data::text_file;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
@@ -110,6 +113,10 @@ pub struct Start {
     /// Share of the ranks' time that is spent waiting for ranks with one lane more, 0 to 1.
     #[serde(default)]
     pub idle_share: f64,
+    /// Samples after which the run ends, `train.samples` of the recipe; 0 if it is not known, as in
+    /// runs of earlier versions.
+    #[serde(default)]
+    pub total_samples: u64,
 }
 
 fn one() -> usize {
@@ -200,6 +207,9 @@ pub struct StepMetrics {
     /// Money spent on the run so far, in the currency of `run.price_per_hour`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spent: Option<f64>,
+    /// Memory of this process that is resident, in bytes; not that of a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resident_bytes: Option<u64>,
     /// This rank's share of the step, if there are several ranks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ranks: Option<RankMetrics>,
@@ -307,11 +317,7 @@ impl Writer {
     /// # Errors
     /// [`Error::Io`].
     pub fn open(run_dir: &Path, rank: usize) -> Result<Self> {
-        let path = run_dir.join(if rank == 0 {
-            FILE.to_owned()
-        } else {
-            format!("metrics-rank-{rank:05}.jsonl")
-        });
+        let path = run_dir.join(file_name(rank));
         let torn = File::open(&path).is_ok_and(|file| !ends_in_line(file));
         let file = OpenOptions::new()
             .create(true)
@@ -343,35 +349,17 @@ fn ends_in_line(mut file: File) -> bool {
     file.seek(SeekFrom::End(-1)).is_err() || (file.read_exact(&mut last).is_ok() && last == *b"\n")
 }
 
-/// Returns all events of a run, in the order of writing. Lines that are not events, as after a
-/// crash, are skipped.
-///
-/// # Errors
-/// [`Error::Data`] if the run has no `metrics.jsonl` that is a regular file; [`Error::Io`].
-pub fn read(run_dir: &Path) -> Result<Vec<Event>> {
-    let path = run_dir.join(FILE);
-    let mut reader = BufReader::new(text_file::open(&path)?);
-    let mut events = Vec::new();
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        // A longer line is taken for several, none of which is an event.
-        let mut start = (&mut reader).take(MAX_LINE_BYTES);
-        let num_read = start
-            .read_until(b'\n', &mut line)
-            .map_err(Error::io(&path))?;
-        if num_read == 0 {
-            return Ok(events);
-        }
-        events.extend(serde_json::from_slice::<Event>(&line).ok());
+/// The event file of rank 0.
+pub const FILE: &str = "metrics.jsonl";
+
+/// Returns the name of a rank's event file in the run folder.
+pub fn file_name(rank: usize) -> String {
+    if rank == 0 {
+        FILE.to_owned()
+    } else {
+        format!("metrics-rank-{rank:05}.jsonl")
     }
 }
-
-/// The longest line that can be an event, 16 MiB: the vital signs of a model have some hundred
-/// parts.
-const MAX_LINE_BYTES: u64 = 16 << 20;
-
-const FILE: &str = "metrics.jsonl";
 
 /// A number that need not be finite.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -406,7 +394,7 @@ pub(crate) mod lossless {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{tail::read, *};
 
     fn step(step: u64, loss: f64) -> Event {
         let metrics = StepMetrics {
@@ -422,6 +410,7 @@ mod tests {
             flops: 1 << 40,
             applied: true,
             spent: None,
+            resident_bytes: None,
             ranks: None,
         };
         Event::Step(metrics)
