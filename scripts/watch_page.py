@@ -153,7 +153,7 @@ LOSS = "page.charts.find(c => c.spec.name === 'loss')"
 NEWEST = "page.main().data.view.axis.step.at(-1)"
 TRAINING = f"{LOSS}.series.find(s => s.label === 'training').points"
 BOX = f"(b => [b.left, b.top, b.width, b.height])({LOSS}.area.getBoundingClientRect())"
-READY = "document.documentElement.dataset.ready"
+READY = "document.documentElement?.dataset.ready"
 
 
 def visit(browser, address):
@@ -235,7 +235,7 @@ def live_run(browser, url, folder, out):
     newest = browser.value(NEWEST)
     made_up(folder / "live", "--resume", newest - 100)
     browser.until(f"{NEWEST} === {newest - 95}")
-    steps = browser.value("page.main().data.view.axis.step")
+    steps = browser.value(f"{TRAINING}.s")
     assert steps == sorted(set(steps)), "steps that came again are there twice"
     browser.until(f"{acts}.includes('resume')")
     browser.shot(out / "live.png", is_whole=False)
@@ -286,7 +286,7 @@ def main():
         del arguments[at : at + 2]
     out = pathlib.Path(arguments[0] if arguments else "runs/watch-page")
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         folder = pathlib.Path(scratch) / "runs"
         made_up(folder / "long", 40000)
         made_up(folder / "other", 12000, 9)
@@ -298,6 +298,7 @@ def main():
             numbers = look(browser, url, folder, out)
         finally:
             browser.process.kill()
+            browser.process.wait()
             server.terminate()
             server.wait()
     print(json.dumps(numbers, indent=1))

@@ -70,7 +70,7 @@ warmup_samples = 0
 [guard]
 skip_by = "loss"
 vitals_every_updates = 0
-snapshot_updates = []
+snapshot_gib = 0
 
 [test]
 every_steps = {test_every}
@@ -130,6 +130,8 @@ class Work:
     def prepare(self, side):
         """A data set of three pictures, one of them held out."""
         pictures, dataset = self.folder / f"pictures-{side}", self.folder / f"set-{side}"
+        if (dataset / "manifest.json").exists():
+            return dataset
         files.draw_pictures(pictures, 3, side)
         words = ["--vae", self.folder / "base/vae", "--set", f"prep.area_px={side * side}"]
         words += ["--set", "prep.test_count=1", "--set", "prep.encode_batch=1"]
@@ -248,7 +250,8 @@ def main():
     if free_gb < DISK_GB:
         sys.exit(f"{work.folder}: {free_gb:.0f} GB of disk are free, {DISK_GB} are needed")
     began = time.monotonic()
-    work.run("random weights", args.random, work.folder / "base", "bf16")
+    if not (work.folder / "base/scheduler").exists():
+        work.run("random weights", args.random, work.folder / "base", "bf16")
     dataset = work.prepare(512)
     a = run_a(work, dataset)
     b = run_b(work, a, dataset)

@@ -109,6 +109,14 @@ impl Map {
         inside(0) && inside(1)
     }
 
+    /// Whether it moves nothing by more than a twentieth of a side.
+    pub(crate) fn is_near_identity(&self) -> bool {
+        let near = |axis: usize| {
+            (self.scale[axis] - 1.0).abs() <= 0.05 && self.shift[axis].abs() <= 0.05
+        };
+        near(0) && near(1)
+    }
+
     /// What the other map must be changed by to be this one, in the order of `step`.
     fn minus(&self, other: &Self) -> [f32; 4] {
         let [sx, sy] = [0, 1].map(|axis| self.scale[axis] - other.scale[axis]);

@@ -59,13 +59,13 @@ impl Default for Limits {
         Self {
             plain_levels: 0.8,
             level: 1.5,
-            share: 0.35,
+            share: 0.45,
             detail_levels: 0.8,
             colour_levels: 3.0,
             colour_share: 0.5,
             agreeing: 0.8,
             detailed: 0.7,
-            correlation: 0.9,
+            correlation: 0.85,
             scale: 1.3,
             coarse_levels: 8.0,
             coarse_share: 0.25,
@@ -89,7 +89,7 @@ pub struct Thumbnail {
 pub struct Agreement {
     /// The place of the second in the first.
     pub map: Map,
-    /// The share of all blocks that agree.
+    /// The share of the blocks that agree: of all, or of those away from the edges if that is less.
     pub agreeing: f32,
     /// The share of the blocks with detail that agree.
     pub detailed: f32,
@@ -218,7 +218,8 @@ impl Thumbnail {
             map,
             agreeing: match all.num {
                 0..24 => 0.0,
-                num => all.agreeing as f32 / num as f32,
+                // Equal borders do not make up for what they surround.
+                _ => all.share().min(inner.share()),
             },
             detailed: match all.detailed {
                 0 => 1.0,
@@ -306,9 +307,23 @@ impl Tally {
         }
     }
 
+    /// The share of the blocks that agree; 1 without blocks.
+    fn share(&self) -> f32 {
+        match self.num {
+            0 => 1.0,
+            num => self.agreeing as f32 / num as f32,
+        }
+    }
+
+    /// 0 if one of the two has no detail.
     fn correlation(&self) -> f32 {
         let [aa, bb, ab] = self.moments;
-        ab / (aa * bb).sqrt().max(f32::MIN_POSITIVE)
+        // A thousandth of a level in each cell of a block.
+        let least = 1e-6 * (BLOCK_SIDE * BLOCK_SIDE) as f32;
+        match aa.min(bb) > least {
+            true => ab / (aa * bb).sqrt(),
+            false => 0.0,
+        }
     }
 }
 
@@ -341,8 +356,11 @@ impl Limits {
             && near(found.map.scale[1])
             && found.map.is_inside()
             && found.agreeing >= self.agreeing
-            && (found.num_detailed == 0
-                || found.detailed >= self.detailed && found.correlation >= self.correlation)
+            && match found.num_detailed {
+                // A part of a plain picture is like every other.
+                0 => found.map.is_near_identity(),
+                _ => found.detailed >= self.detailed && found.correlation >= self.correlation,
+            }
     }
 }
 
