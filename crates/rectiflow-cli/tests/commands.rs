@@ -790,6 +790,22 @@ fn write_run(folder: &Path) {
 }
 
 #[test]
+fn a_run_of_the_past_is_written_for_other_programs_once() {
+    let folder = tempfile::tempdir().unwrap();
+    write_run(folder.path());
+    let run = folder.path().to_str().unwrap();
+    for format in ["tensorboard", "trackio", "wandb"] {
+        let arguments = ["report", run, "--to", format, "--json"];
+        let output = rectiflow(&arguments);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(json(&output)["events"], 9);
+        assert!(folder.path().join(format).is_dir());
+        let again = rectiflow(&arguments);
+        assert_eq!(again.status.code(), Some(2), "{}", stderr(&again));
+    }
+}
+
+#[test]
 fn a_report_is_one_page_that_needs_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     write_run(folder.path());

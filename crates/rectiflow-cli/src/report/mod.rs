@@ -20,7 +20,8 @@ use rectiflow_sdxl::durable::write_bytes;
 use rectiflow_train::{
     findings::{Finding, Table},
     metrics::tail,
-    tensorboard::{self, TensorBoard, Texts},
+    mirrors::{self, About, Mirror},
+    recipe::report::Destination,
 };
 use serde_json::json;
 
@@ -45,7 +46,7 @@ use crate::{
 pub(crate) struct Args {
     /// The run folder, `run.dir` of the recipe.
     run_dir: PathBuf,
-    /// Write the run for another program instead: event files in RUN_DIR/tensorboard.
+    /// Write the run for another program instead, into the folder of this name in RUN_DIR.
     #[arg(long, value_name = "FORMAT")]
     to: Option<Format>,
 }
@@ -56,6 +57,20 @@ enum Format {
     /// TensorBoard's event files.
     #[value(name = "tensorboard")]
     TensorBoard,
+    /// trackio's database.
+    Trackio,
+    /// A run of W&B's offline mode, for `wandb sync`.
+    Wandb,
+}
+
+impl Format {
+    fn destination(self) -> Destination {
+        match self {
+            Self::TensorBoard => Destination::TensorBoard,
+            Self::Trackio => Destination::Trackio,
+            Self::Wandb => Destination::Wandb,
+        }
+    }
 }
 
 /// Largest number of preview pictures shown: the first, the last, and others evenly between.
@@ -66,8 +81,8 @@ const MAX_BUCKETS: usize = 24;
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let record = RunRecord::read(&args.run_dir)
         .with_context(|| format!("reading the run {}", args.run_dir.display()))?;
-    if let Some(Format::TensorBoard) = args.to {
-        return to_tensorboard(&args.run_dir, record.recipe);
+    if let Some(format) = args.to {
+        return mirror(format.destination(), &args.run_dir, record.recipe);
     }
     let log = curves::read(&args.run_dir)?;
     let page = page(&record, &log)?;
@@ -80,23 +95,28 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     ))
 }
 
-/// Writes the run as event files.
-fn to_tensorboard(run_dir: &Path, recipe: Option<String>) -> anyhow::Result<Answer> {
-    let folder = run_dir.join(tensorboard::FOLDER);
+/// Writes the run as another program's files.
+fn mirror(to: Destination, run_dir: &Path, recipe: Option<String>) -> anyhow::Result<Answer> {
+    let name = mirrors::folder(to);
+    let folder = run_dir.join(name);
     let found = fs::read_dir(&folder).map_or(0, Iterator::count);
     if found > 0 {
         let reason = format!(
-            "{}: expected no files, found {found}, so that every step would be there twice; remove \
-             the folder first",
+            "{}: expected no files, found {found}, so that steps would be there twice; remove the \
+             folder first",
             folder.display()
         );
         return Err(Misuse(reason).into());
     }
-    let texts = Texts::of(recipe.unwrap_or_default());
-    let mut board = TensorBoard::past(run_dir, texts);
+    let about = About {
+        run_dir: run_dir.to_owned(),
+        recipe: recipe.unwrap_or_default(),
+        is_past: true,
+    };
+    let mut mirror = Mirror::new(to, about);
     let events = tail::read(run_dir)?;
     for event in &events {
-        board.write(event)?;
+        mirror.write(event)?;
     }
     let text = format!(
         "{} ({} events)",
@@ -105,7 +125,7 @@ fn to_tensorboard(run_dir: &Path, recipe: Option<String>) -> anyhow::Result<Answ
     );
     Ok(Answer::done(
         text,
-        json!({ "tensorboard": folder, "events": events.len() }),
+        json!({ name: folder, "events": events.len() }),
     ))
 }
 
@@ -299,6 +319,11 @@ fn numbers(record: &RunRecord) -> String {
         format!("{count} in {}", duration(secs)),
     ));
     rows.push(row("Resumed", resumed));
+    if let Some((reporting, all)) = record.reporting {
+        let share = short(100.0 * reporting / all.max(1e-9), 2);
+        let name = "Time spent on other programs' files and alerts";
+        rows.push(row(name, format!("{share} %")));
+    }
     for (name, size) in &record.exports {
         rows.push((format!("Exported: {name}"), bytes(*size)));
     }
@@ -476,7 +501,11 @@ mod tests {
         for step in 17..=24 {
             text += &self::step(step);
         }
-        text + &test(24) + r#"{"event":"end","step":24,"reason":"finished","secs":12.5}"# + "\n"
+        let end = json!({
+            "event": "end", "step": 24, "reason": "finished", "secs": 12.5,
+            "reporting_secs": 0.005,
+        });
+        text + &test(24) + &format!("{end}\n")
     }
 
     fn start(step: u64) -> String {
@@ -515,6 +544,9 @@ mod tests {
         let record = RunRecord::read(run.path()).unwrap();
         let found = (record.starts.len(), record.steps.len(), record.tests.len());
         assert_eq!(found, (2, 24, 2));
+        let log = curves::read(run.path()).unwrap();
+        let share = "files and alerts</th><td>0.04 %</td>";
+        assert!(page(&record, &log).unwrap().contains(share));
         for case in cases() {
             let bytes = case.mutation.of(good.as_bytes(), &mut case.random());
             fs::write(&path, bytes).unwrap();

@@ -31,6 +31,9 @@ pub(crate) struct RunRecord {
     pub(crate) previews: Vec<(u64, PathBuf)>,
     /// Number of checkpoints written, and the seconds that took in total.
     pub(crate) checkpoints: (usize, f64),
+    /// Seconds that the steps' threads spent on other programs' files and alerts, over the seconds
+    /// of their processes; `None` if no process says so.
+    pub(crate) reporting: Option<(f64, f64)>,
     /// Whether the last process finished the recipe.
     pub(crate) finished: bool,
     /// Findings that were added to the run folder.
@@ -115,7 +118,18 @@ impl RunRecord {
                     self.checkpoints = (self.checkpoints.0 + 1, self.checkpoints.1 + secs);
                 }
                 Event::SaveFailed { .. } | Event::Guard(_) | Event::Vitals(_) => {}
-                Event::End { reason, .. } => self.finished = reason == "finished",
+                Event::End {
+                    reason,
+                    secs,
+                    reporting_secs,
+                    ..
+                } => {
+                    self.finished = reason == "finished";
+                    if let Some(reporting_secs) = reporting_secs {
+                        let (reporting, all) = self.reporting.unwrap_or_default();
+                        self.reporting = Some((reporting + reporting_secs, all + secs));
+                    }
+                }
             }
         }
         self.steps = steps.into_values().collect();

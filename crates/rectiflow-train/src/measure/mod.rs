@@ -1,9 +1,9 @@
-//! What a run reports about itself: metrics, the test loss, vital signs, findings.
+//! What a run reports about itself: metrics, the test loss, vital signs, findings,
+//! and the files of other programs.
 
 pub(crate) mod bins;
-pub(crate) mod event_file;
 pub mod findings;
 pub mod metrics;
-pub mod tensorboard;
+pub mod mirrors;
 pub mod testloss;
 pub(crate) mod vitals;

@@ -10,8 +10,9 @@ use crate::error::Problems;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReportConfig {
-    /// Formats written beside `metrics.jsonl`: `tensorboard` (event files in `tensorboard/` of the
-    /// run folder).
+    /// Formats written beside `metrics.jsonl`, each in a folder of its name in the run folder:
+    /// `tensorboard` (event files), `trackio` (its database), `wandb` (a run as W&B's offline mode
+    /// writes it, for `wandb sync`).
     pub to: Vec<Destination>,
     /// Who is alerted, and to what.
     pub alert: AlertConfig,
@@ -24,6 +25,10 @@ pub enum Destination {
     /// TensorBoard's event files.
     #[serde(rename = "tensorboard")]
     TensorBoard,
+    /// trackio's database.
+    Trackio,
+    /// A run of W&B's offline mode.
+    Wandb,
 }
 
 /// `[report.alert]`: a command or a webhook for what should wake somebody.
@@ -110,6 +115,13 @@ impl AlertConfig {
 impl ReportConfig {
     /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Problems::of("report");
+        for (index, to) in self.to.iter().enumerate() {
+            if self.to[..index].contains(to) {
+                problems.add("to", "expected each format once, found one twice");
+            }
+        }
+        let mut all = problems.into_pairs();
         let mut problems = Problems::of("report.alert");
         let alert = &self.alert;
         if let Some(limit) = alert.test_loss_above {
@@ -126,6 +138,7 @@ impl ReportConfig {
             let fits = is_address || is_variable;
             problems.expect("webhook", fits, "http://, https:// or $NAME", webhook);
         }
-        problems.into_pairs()
+        all.extend(problems.into_pairs());
+        all
     }
 }

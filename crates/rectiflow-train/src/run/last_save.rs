@@ -44,6 +44,7 @@ impl Run<'_> {
             step: position.cursor,
             reason: reason.to_owned(),
             secs,
+            reporting_secs: self.watchers.spent_secs(),
         });
         let watchers = mem::take(&mut self.watchers);
         watchers.leave(None, secs);

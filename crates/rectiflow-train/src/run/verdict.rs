@@ -150,6 +150,7 @@ impl Run<'_> {
             step: self.state.position.cursor,
             reason: "stopped".to_owned(),
             secs,
+            reporting_secs: self.watchers.spent_secs(),
         });
         // The file exists before any rank ends: a launcher that restarts all ranks must find it.
         match self

@@ -5,7 +5,6 @@
 //! queued.
 
 use std::{
-    path::Path,
     sync::{
         Arc,
         mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel},
@@ -18,7 +17,7 @@ use crate::{
     error::Error,
     measure::{
         metrics::Event,
-        tensorboard::{TensorBoard, Texts},
+        mirrors::{self, About, Mirror},
     },
     recipe::{Checked, report::Destination},
     run::alerts::Alerts,
@@ -63,9 +62,13 @@ impl Watchers {
             return started;
         }
         let recipe = &checked.recipe;
-        if recipe.report.to.contains(&Destination::TensorBoard) {
-            let texts = Texts::of(recipe.to_toml());
-            started.add_tensorboard(&recipe.run.dir, texts);
+        for &to in &recipe.report.to {
+            let about = About {
+                run_dir: recipe.run.dir.clone(),
+                recipe: recipe.to_toml(),
+                is_past: false,
+            };
+            started.add_mirror(to, about);
         }
         if recipe.report.alert.is_set() {
             let mut alerts = Alerts::new(&recipe.report.alert, &recipe.run.dir);
@@ -79,20 +82,21 @@ impl Watchers {
         started
     }
 
-    fn add_tensorboard(&mut self, run_dir: &Path, texts: Texts) {
-        let mut board = TensorBoard::live(run_dir, texts);
+    fn add_mirror(&mut self, to: Destination, about: About) {
+        let name = mirrors::folder(to);
+        let mut mirror = Mirror::new(to, about);
         let mut is_broken = false;
         let watch = move |message| {
-            let Message::Event(event) = message else {
-                return;
+            let written = match message {
+                Message::Event(event) => mirror.write(&event),
+                Message::Failed(reason) => mirror.fail(&reason),
             };
-            let written = board.write(&event);
             if let (Err(error), false) = (&written, is_broken) {
-                tracing::warn!("TensorBoard's files: {error}; the run continues");
+                tracing::warn!("the files of {name}: {error}; the run continues");
             }
             is_broken = written.is_err();
         };
-        self.add("tensorboard", LAST_WORDS, watch);
+        self.add(name, LAST_WORDS, watch);
     }
 
     fn add(
@@ -107,6 +111,8 @@ impl Watchers {
             for message in messages {
                 watch(message);
             }
+            // A mirror closes its files before the run stops waiting.
+            drop(watch);
             drop(end);
         };
         if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(body) {
@@ -136,6 +142,11 @@ impl Watchers {
             }
         }
         self.spent += began.elapsed();
+    }
+
+    /// Returns the seconds that the steps' thread has spent here; `None` without watchers.
+    pub(super) fn spent_secs(&self) -> Option<f64> {
+        (!self.watchers.is_empty()).then_some(self.spent.as_secs_f64())
     }
 
     /// Tells the watchers of the error that ends the run, if any, and waits a bounded time for what
@@ -225,7 +236,10 @@ mod tests {
         for step in 0..50 {
             watchers.offer(&event(step));
         }
+        let spent = watchers.spent_secs().expect("there is a watcher");
+        assert!(spent > 0.0 && spent < 1.0, "{spent} s");
         watchers.leave(Some(&Error::Interrupted), 1.0);
         assert_eq!(seen.load(Ordering::Relaxed), 51);
+        assert_eq!(Watchers::default().spent_secs(), None);
     }
 }

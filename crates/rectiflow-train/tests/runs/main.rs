@@ -12,6 +12,7 @@ mod false_alarms;
 mod fixture;
 mod guarding;
 mod in_backward;
+mod mirrors;
 #[path = "../../../rectiflow-data/tests/object_server/mod.rs"]
 mod object_server;
 mod precision;

@@ -72,7 +72,28 @@ pub enum Event {
         reason: String,
         /// Seconds since `Start`.
         secs: f64,
+        /// Seconds of `secs` that the steps' thread spent on handing events to mirrors and alerts;
+        /// `None` if the recipe has neither, and in runs of earlier versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reporting_secs: Option<f64>,
     },
+}
+
+impl Event {
+    /// Returns the steps done at the event.
+    pub fn step(&self) -> u64 {
+        match self {
+            Self::Start(start) => start.step,
+            Self::Step(step) => step.step,
+            Self::Test(test) => test.step,
+            Self::Vitals(vitals) => vitals.step,
+            Self::Guard(act) => act.step,
+            Self::Checkpoint { step, .. }
+            | Self::SaveFailed { step, .. }
+            | Self::Preview { step, .. }
+            | Self::End { step, .. } => *step,
+        }
+    }
 }
 
 /// The facts about a run when a process begins.

@@ -10,85 +10,40 @@ use std::{
     io::{ErrorKind, Write},
     path::{Path, PathBuf},
     process,
-    time::{SystemTime, UNIX_EPOCH},
 };
-
-use rectiflow_data::text_file;
 
 use crate::{
     error::{Error, Result},
     measure::{
-        event_file::{self, Value, png_size},
-        metrics::{Event, GuardEvent, Start, curves::Curves},
+        metrics::{Event, Start, curves::Curves},
+        mirrors::{
+            about::{About, act_of},
+            clock::Clock,
+            event_file::{self, Value},
+        },
     },
 };
 
 /// The folder below the run's.
-pub const FOLDER: &str = "tensorboard";
-
-/// Texts that stand beside the curves from the beginning.
-#[derive(Debug, Clone, Default)]
-pub struct Texts {
-    /// The prompts of the previews.
-    pub prompts: Vec<String>,
-    /// The recipe, as TOML.
-    pub recipe: String,
-}
-
-impl Texts {
-    /// The texts of a recipe.
-    pub fn of(recipe: String) -> Self {
-        let table = recipe.parse::<toml::Table>().unwrap_or_default();
-        let prompts = table
-            .get("preview")
-            .and_then(|preview| preview.get("prompts"));
-        let mut texts = Self {
-            prompts: Vec::new(),
-            recipe,
-        };
-        for prompt in prompts
-            .and_then(toml::Value::as_array)
-            .into_iter()
-            .flatten()
-        {
-            texts.prompts.extend(prompt.as_str().map(str::to_owned));
-        }
-        texts
-    }
-}
+pub(super) const FOLDER: &str = "tensorboard";
 
 /// Writes event files.
 #[derive(Debug)]
-pub struct TensorBoard {
-    run_dir: PathBuf,
-    texts: Texts,
+pub(super) struct TensorBoard {
+    about: About,
     curves: Curves,
+    clock: Clock,
     /// The file of the process that is running, and its path.
     file: Option<(File, PathBuf)>,
-    /// The time of the next events, if it is not the time of day.
-    clock: Option<f64>,
 }
 
-/// Largest preview that is copied, 64 MiB.
-const MAX_PREVIEW_BYTES: u64 = 64 << 20;
-
 impl TensorBoard {
-    /// A writer for the run that is running.
-    pub fn live(run_dir: &Path, texts: Texts) -> Self {
+    pub(super) fn new(about: About) -> Self {
         Self {
-            run_dir: run_dir.to_owned(),
-            texts,
+            clock: Clock::new(about.is_past),
+            about,
             curves: Curves::default(),
             file: None,
-            clock: None,
-        }
-    }
-
-    /// A writer for a run of the past: times follow from its events.
-    pub fn past(run_dir: &Path, texts: Texts) -> Self {
-        Self {
-            clock: Some(0.0),
-            ..Self::live(run_dir, texts)
         }
     }
 
@@ -96,33 +51,34 @@ impl TensorBoard {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn write(&mut self, event: &Event) -> Result<()> {
-        self.pass(event);
+    pub(super) fn write(&mut self, event: &Event) -> Result<()> {
+        let now = self.clock.pass(event);
         if let Event::Start(start) = event {
-            self.begin(start)?;
+            self.begin(now, start)?;
         }
         let numbers = self.curves.of(event);
-        if let Some(step) = step_of(event)
-            && !numbers.is_empty()
-        {
+        if !numbers.is_empty() {
             let pairs = numbers
                 .iter()
                 .map(|number| (number.name.as_ref(), Value::Scalar(number.value)));
-            self.append(&event_file::values(self.now(), step, pairs))?;
+            self.append(&event_file::values(now, event.step(), pairs))?;
+        }
+        if let Some((word, reason)) = act_of(event) {
+            let text = format!("**{word}**: {reason}");
+            let values = [("guard", Value::Text(&text))];
+            self.append(&event_file::values(now, event.step(), values))?;
         }
         match event {
-            Event::Guard(act) => self.write_act(act),
-            Event::Preview { step, name, .. } => self.write_preview(*step, name),
+            Event::Preview { step, name, .. } => self.write_preview(now, *step, name),
             _ => Ok(()),
         }
     }
 
     /// Begins a file: its version, the start, and the texts if the run begins.
-    fn begin(&mut self, start: &Start) -> Result<()> {
-        let folder = self.run_dir.join(FOLDER);
+    fn begin(&mut self, now: f64, start: &Start) -> Result<()> {
+        let folder = self.about.run_dir.join(FOLDER);
         fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-        self.file = Some(create(&folder, self.now() as u64)?);
-        let now = self.now();
+        self.file = Some(create(&folder, now as u64)?);
         self.append(&event_file::version(now))?;
         let next = start.step.saturating_add(1);
         self.append(&event_file::session_start(now, next))?;
@@ -130,11 +86,11 @@ impl TensorBoard {
             return Ok(());
         }
         let mut prompts = String::new();
-        for (index, prompt) in self.texts.prompts.iter().enumerate() {
+        for (index, prompt) in self.about.prompts().iter().enumerate() {
             prompts += &format!("{}. {prompt}\n", index + 1);
         }
         let mut recipe = String::new();
-        for line in self.texts.recipe.lines() {
+        for line in self.about.recipe.lines() {
             recipe += &format!("    {line}\n");
         }
         let mut texts = Vec::new();
@@ -148,36 +104,18 @@ impl TensorBoard {
         self.append(&record)
     }
 
-    fn write_act(&mut self, act: &GuardEvent) -> Result<()> {
-        // Clipping is routine.
-        if act.action == "clip" {
-            return Ok(());
-        }
-        let mut text = format!("**{}**: {}", act.action, act.reason);
-        if let Some(name) = &act.black_box {
-            text += &format!(" (`blackbox/{name}`)");
-        }
-        let values = [("guard", Value::Text(&text))];
-        let record = event_file::values(self.now(), act.step, values);
-        self.append(&record)
-    }
-
     /// A preview that cannot be read is left out.
-    fn write_preview(&mut self, step: u64, name: &str) -> Result<()> {
-        let path = self.run_dir.join("previews").join(name);
-        let Ok(png) = text_file::bytes(&path, MAX_PREVIEW_BYTES) else {
-            return Ok(());
-        };
-        let Some((width, height)) = png_size(&png) else {
+    fn write_preview(&mut self, now: f64, step: u64, name: &str) -> Result<()> {
+        let Some(preview) = self.about.preview(name) else {
             return Ok(());
         };
         let picture = Value::Picture {
-            png: &png,
-            width,
-            height,
+            png: &preview.png,
+            width: preview.width,
+            height: preview.height,
         };
-        let record = event_file::values(self.now(), step, [("previews/pictures", picture)]);
-        self.append(&record)
+        let values = [("previews/pictures", picture)];
+        self.append(&event_file::values(now, step, values))
     }
 
     fn append(&mut self, record: &[u8]) -> Result<()> {
@@ -185,39 +123,6 @@ impl TensorBoard {
             return Ok(());
         };
         file.write_all(record).map_err(Error::io(&*path))
-    }
-
-    fn now(&self) -> f64 {
-        match self.clock {
-            Some(clock) => clock,
-            None => match SystemTime::now().duration_since(UNIX_EPOCH) {
-                Ok(time) => time.as_secs_f64(),
-                Err(_) => 0.0,
-            },
-        }
-    }
-
-    /// Moves the clock of a run of the past.
-    fn pass(&mut self, event: &Event) {
-        let Some(clock) = &mut self.clock else {
-            return;
-        };
-        match event {
-            Event::Start(start) => *clock = clock.max(start.unix_secs as f64),
-            Event::Step(step) => *clock += step.secs.max(0.0),
-            Event::Test(test) => *clock += test.secs.max(0.0),
-            Event::Preview { secs, .. } => *clock += secs.max(0.0),
-            _ => {}
-        }
-    }
-}
-
-fn step_of(event: &Event) -> Option<u64> {
-    match event {
-        Event::Step(step) => Some(step.step),
-        Event::Test(test) => Some(test.step),
-        Event::Vitals(vitals) => Some(vitals.step),
-        _ => None,
     }
 }
 
@@ -239,7 +144,7 @@ fn create(folder: &Path, unix_secs: u64) -> Result<(File, PathBuf)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::measure::event_file::tests::records;
+    use crate::measure::mirrors::event_file::tests::records;
 
     fn event(text: &str) -> Event {
         serde_json::from_str(text).expect("an event")
@@ -259,6 +164,14 @@ mod tests {
         ))
     }
 
+    fn board(run_dir: &Path, is_past: bool) -> TensorBoard {
+        TensorBoard::new(About {
+            run_dir: run_dir.to_owned(),
+            recipe: String::new(),
+            is_past,
+        })
+    }
+
     /// The files of a run in the order of their names, as records.
     fn files(run_dir: &Path) -> Vec<Vec<Vec<u8>>> {
         let mut paths = Vec::new();
@@ -276,7 +189,7 @@ mod tests {
     #[test]
     fn each_process_begins_a_file_with_its_first_step() {
         let run = tempfile::tempdir().expect("a temporary folder");
-        let mut board = TensorBoard::past(run.path(), Texts::default());
+        let mut board = board(run.path(), true);
         for event in [step(0), start(0), step(1), step(2), start(1), step(2)] {
             board.write(&event).expect("writes");
         }
@@ -297,7 +210,7 @@ mod tests {
         png.extend(*b"the rest");
         fs::write(run.path().join("previews/a.png"), &png).expect("writes");
         fs::write(run.path().join("previews/b.png"), "no picture").expect("writes");
-        let mut board = TensorBoard::live(run.path(), Texts::default());
+        let mut board = board(run.path(), false);
         board.write(&start(5)).expect("writes");
         for name in ["a.png", "b.png", "none.png"] {
             let preview = format!(r#"{{"event":"preview","step":7,"name":"{name}","secs":1.0}}"#);
@@ -307,12 +220,5 @@ mod tests {
         assert_eq!(files[0].len(), 3);
         let record = &files[0][2];
         assert!(record.windows(png.len()).any(|window| window == png));
-    }
-
-    #[test]
-    fn the_prompts_of_a_recipe_are_texts() {
-        let recipe = "[preview]\nprompts = [\"a fox\", \"tea\"]\n";
-        assert_eq!(Texts::of(recipe.to_owned()).prompts, ["a fox", "tea"]);
-        assert!(Texts::of("no toml [".to_owned()).prompts.is_empty());
     }
 }

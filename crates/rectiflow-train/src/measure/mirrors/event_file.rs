@@ -6,9 +6,11 @@
 //! `summary.proto` and `tensor.proto`, read back by the `tensorboard` package in `make
 //! peers-watch`.
 
+use crate::measure::mirrors::protobuf::Message;
+
 /// A value of a summary.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Value<'a> {
+pub(super) enum Value<'a> {
     /// A number; viewers keep 32 bits of it.
     Scalar(f64),
     /// A PNG file with its size in pixels.
@@ -25,7 +27,7 @@ pub(crate) enum Value<'a> {
 }
 
 /// Returns the first record of a file.
-pub(crate) fn version(unix_secs: f64) -> Vec<u8> {
+pub(super) fn version(unix_secs: f64) -> Vec<u8> {
     let mut event = Message::default();
     event.double(1, unix_secs);
     event.bytes(3, b"brain.Event:2");
@@ -33,7 +35,7 @@ pub(crate) fn version(unix_secs: f64) -> Vec<u8> {
 }
 
 /// Returns the record of a start: viewers then drop what they have of `step` and later ones.
-pub(crate) fn session_start(unix_secs: f64, step: u64) -> Vec<u8> {
+pub(super) fn session_start(unix_secs: f64, step: u64) -> Vec<u8> {
     const START: u64 = 1;
     let mut log = Message::default();
     log.varint(1, START);
@@ -43,7 +45,7 @@ pub(crate) fn session_start(unix_secs: f64, step: u64) -> Vec<u8> {
 }
 
 /// Returns the record of some values of a step, by tag.
-pub(crate) fn values<'a>(
+pub(super) fn values<'a>(
     unix_secs: f64,
     step: u64,
     values: impl IntoIterator<Item = (&'a str, Value<'a>)>,
@@ -93,50 +95,6 @@ fn tagged(tag: &str, value: &Value<'_>) -> Message {
         }
     }
     message
-}
-
-/// Width and height of a PNG file in pixels, from its first chunk.
-pub(crate) fn png_size(png: &[u8]) -> Option<(u32, u32)> {
-    if !png.starts_with(b"\x89PNG\r\n\x1a\n") {
-        return None;
-    }
-    let number = |at: usize| Some(u32::from_be_bytes(png.get(at..at + 4)?.try_into().ok()?));
-    Some((number(16)?, number(20)?))
-}
-
-/// A message of protocol buffers.
-#[derive(Default)]
-struct Message(Vec<u8>);
-
-impl Message {
-    fn varint(&mut self, field: u64, value: u64) {
-        self.number(field << 3);
-        self.number(value);
-    }
-
-    fn double(&mut self, field: u64, value: f64) {
-        self.number(field << 3 | 1);
-        self.0.extend(value.to_le_bytes());
-    }
-
-    fn float(&mut self, field: u64, value: f32) {
-        self.number(field << 3 | 5);
-        self.0.extend(value.to_le_bytes());
-    }
-
-    fn bytes(&mut self, field: u64, value: &[u8]) {
-        self.number(field << 3 | 2);
-        self.number(value.len() as u64);
-        self.0.extend(value);
-    }
-
-    fn number(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.0.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        self.0.push(value as u8);
-    }
 }
 
 fn record(data: &[u8]) -> Vec<u8> {
@@ -217,24 +175,5 @@ pub(crate) mod tests {
         assert_eq!(found[..8], 24_u64.to_le_bytes());
         assert_eq!(found[12..21], [9, 0, 0, 0, 0, 0, 0, 0xf0, 0x3f]);
         assert_eq!(&found[21..36], b"\x1a\x0dbrain.Event:2");
-    }
-
-    #[test]
-    fn long_numbers_take_several_bytes() {
-        let mut message = Message::default();
-        message.varint(2, 300);
-        message.varint(2, u64::MAX);
-        assert_eq!(message.0[..3], [16, 0xac, 2]);
-        assert_eq!(message.0.len(), 3 + 1 + 10);
-    }
-
-    #[test]
-    fn the_size_of_a_picture_is_in_its_first_chunk() {
-        let mut png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".to_vec();
-        png.extend(640_u32.to_be_bytes());
-        png.extend(64_u32.to_be_bytes());
-        assert_eq!(png_size(&png), Some((640, 64)));
-        assert_eq!(png_size(&png[..20]), None);
-        assert_eq!(png_size(b"GIF89a, and more of it"), None);
     }
 }
