@@ -45,7 +45,7 @@ help:
 	@echo 'make peers-caption  caption pictures with a real server, transformers serve (installs $(CAPTION), 1.3 GB)'
 	@echo "make peers-score    compare tagging and scoring with Python's onnxruntime (installs $(SCORE), 0.3 GB)"
 	@echo 'make full-size-step  train all of SDXL'"'"'s UNet in 19.4 GiB, kill it, resume it and export it (an hour, 50 GB)'
-	@echo 'make peers-watch    read the TensorBoard files of a run with the tensorboard package (installs $(WATCH), 0.1 GB)'
+	@echo "make peers-watch    read a run's files for TensorBoard, trackio and W&B with these programs (installs $(WATCH), 0.3 GB)"
 	@echo 'make peers-sources  list sources that webdataset, tar, hfutils, webshart, datasets, MosaicML and kohya (KOHYA=FOLDER) write'
 	@echo 'make restarts       test restarts under torchrun (installs $(PEERS), 1.6 GB)'
 	@echo 'make slurm          test launch/slurm.sbatch under Slurm; skipped without root, slurm-wlm and munge'
