@@ -80,5 +80,6 @@ pub use error::{Error, Result};
 pub use format::manifest::{Codec, Manifest, Split};
 pub use format::record::{Record, SampleId};
 pub use prep::{PrepEvent, PrepSettings, PrepSummary, RgbBatch, prepare};
+pub use remote::bucket::{Bucket, Stored};
 pub use remote::{folder::RemoteFolder, network::Network, post::post_json, store::install_tls};
 pub use source::Source;

@@ -13,10 +13,12 @@
 
 pub(crate) mod aws_profile;
 pub(crate) mod block_checksum;
+pub(crate) mod bucket;
 pub(crate) mod buffers;
 pub(crate) mod folder;
 pub(crate) mod listing;
 pub(crate) mod network;
+pub(crate) mod pace;
 pub(crate) mod post;
 pub(crate) mod request;
 mod retry;

@@ -7,12 +7,14 @@ use std::{
 
 use object_store::{
     BackoffConfig, ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig,
-    aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    azure::MicrosoftAzureBuilder,
+    gcp::GoogleCloudStorageBuilder,
     http::HttpBuilder,
 };
 use url::Url;
 
-use crate::remote::{aws_profile, network::Network};
+use crate::remote::{aws_profile, network::Network, pace::Paced};
 
 pub(crate) const NO_RETRY: RetryConfig = RetryConfig {
     max_retries: 0,
@@ -23,6 +25,46 @@ pub(crate) const NO_RETRY: RetryConfig = RetryConfig {
         base: 2.0,
     },
 };
+
+/// Opens the client of a store whose uploads keep to a pace.
+pub(crate) fn open_paced(
+    scheme: &ObjectStoreScheme,
+    url: &Url,
+    options: ClientOptions,
+    retry: RetryConfig,
+    paced: Paced,
+) -> object_store::Result<Option<Arc<dyn ObjectStore>>> {
+    let store: Arc<dyn ObjectStore> = match scheme {
+        ObjectStoreScheme::AmazonS3 => {
+            let builder = aws_profile::complete(AmazonS3Builder::from_env())
+                .with_url(url.as_str())
+                .with_client_options(options)
+                .with_retry(retry)
+                // Not all stores that speak S3 delete several objects at once.
+                .with_config(AmazonS3ConfigKey::DisableBulkDelete, "true")
+                .with_http_connector(paced);
+            Arc::new(builder.build()?)
+        }
+        ObjectStoreScheme::GoogleCloudStorage => {
+            let builder = GoogleCloudStorageBuilder::from_env()
+                .with_url(url.as_str())
+                .with_client_options(options)
+                .with_retry(retry)
+                .with_http_connector(paced);
+            Arc::new(builder.build()?)
+        }
+        ObjectStoreScheme::MicrosoftAzure => {
+            let builder = MicrosoftAzureBuilder::from_env()
+                .with_url(url.as_str())
+                .with_client_options(options)
+                .with_retry(retry)
+                .with_http_connector(paced);
+            Arc::new(builder.build()?)
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(store))
+}
 
 pub(crate) fn open_store(
     scheme: &ObjectStoreScheme,
@@ -76,7 +118,7 @@ pub(crate) fn options(url: &Url, network: &Network) -> ClientOptions {
 }
 
 /// Whether a store without TLS is allowed: by an endpoint `http://...`, or by AWS_ALLOW_HTTP.
-fn allows_http() -> bool {
+pub(super) fn allows_http() -> bool {
     let names = [
         "AWS_ENDPOINT_URL",
         "AWS_ENDPOINT_URL_S3",

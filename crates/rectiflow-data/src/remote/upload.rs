@@ -65,24 +65,29 @@ async fn send_file(remote: &Remote, root: &Path, name: &str) -> Result<()> {
 }
 
 /// A file that is read in parts.
-struct PartFile {
+pub(super) struct PartFile {
     path: PathBuf,
     file: Arc<File>,
-    len: u64,
+    pub(super) len: u64,
 }
 
 impl PartFile {
-    fn open(path: PathBuf) -> Result<Self> {
+    pub(super) fn open(path: PathBuf) -> Result<Self> {
         let file = File::open(&path).map_err(Error::io(&path))?;
         let len = file.metadata().map_err(Error::io(&path))?.len();
         let file = Arc::new(file);
         Ok(Self { path, file, len })
     }
 
-    /// The part that begins at `start`.
+    /// The part of [`PART_BYTES`] that begins at `start`.
     async fn read(&self, start: u64) -> Result<Bytes> {
+        self.read_part(start, PART_BYTES).await
+    }
+
+    /// The bytes from `start` on, at most `part_bytes`.
+    pub(super) async fn read_part(&self, start: u64, part_bytes: u64) -> Result<Bytes> {
         let file = self.file.clone();
-        let mut bytes = vec![0; PART_BYTES.min(self.len - start) as usize];
+        let mut bytes = vec![0; part_bytes.min(self.len - start) as usize];
         let read = move || file.read_exact_at(&mut bytes, start).map(|()| bytes);
         let bytes = on_disk(read).await.map_err(Error::io(&self.path))?;
         Ok(bytes.into())

@@ -441,7 +441,11 @@ fn store(
                         </CompleteMultipartUploadResult>";
             return words(out, 200, done);
         }
-        _ => lock(&state.parts).retain(|(of, _), _| of != name),
+        _ if request.query.contains("uploadId=") => {
+            lock(&state.parts).retain(|(of, _), _| of != name);
+        }
+        // A store removes what is not there, too.
+        _ => drop(fs::remove_file(state.root.join(name))),
     }
     out.write_all(b"HTTP/1.1 200 OK\r\nETag: \"new\"\r\nContent-Length: 0\r\n\r\n")?;
     Ok(true)
