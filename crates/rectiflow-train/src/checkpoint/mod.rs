@@ -25,7 +25,7 @@
 //! A checkpoint is written under a temporary name and renamed once all of it is on disk (`saving`),
 //! so a kill at any moment leaves the previous one intact. An old one loses its name before its
 //! files, so that a kill leaves nothing that looks like a checkpoint; the next start removes the
-//! rest (`rotation`). Frozen components are referenced by path and hash instead of being copied,
+//! rest (`rotation`). A copy of all of it may be in object storage (`mirror`). Frozen components are referenced by path and hash instead of being copied,
 //! and found by the hash if they have moved (`bases`). Every reader verifies the files that it
 //! reads (`found`). A run that resumes verifies all: a damaged checkpoint is set aside
 //! (`step-00000500.damaged`) and the previous one is used. Numbers that the sums protect and that
@@ -40,7 +40,9 @@ pub mod bases;
 pub mod components;
 pub(crate) mod damaged;
 pub mod found;
+pub(crate) mod mirror;
 pub mod model;
+mod pin;
 pub(crate) mod restore;
 mod rotation;
 pub(crate) mod saving;
@@ -52,6 +54,7 @@ pub mod weights_hash;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rectiflow_data::text_file;
@@ -59,6 +62,7 @@ use rectiflow_sdxl::{flow::ObjectiveSettings, model::Component};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    checkpoint::pin::Pin,
     error::{Error, Result},
     guard::GuardState,
     recipe::sections::CheckpointConfig,
@@ -166,11 +170,13 @@ pub(crate) struct Trained {
 }
 
 /// The checkpoints of one run.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Checkpoints {
     folder: PathBuf,
     keep: usize,
     keep_every_steps: u64,
+    /// Shared by clones.
+    pin: Arc<Pin>,
 }
 
 impl Checkpoints {
@@ -181,7 +187,23 @@ impl Checkpoints {
             folder,
             keep: config.keep,
             keep_every_steps: config.keep_every_steps,
+            pin: Arc::default(),
         }
+    }
+
+    /// Returns checkpoints in another folder, of which none is removed.
+    pub(crate) fn in_spare(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            keep: usize::MAX,
+            keep_every_steps: 0,
+            pin: Arc::default(),
+        }
+    }
+
+    /// Returns what keeps a checkpoint from being removed while it is copied.
+    pub(crate) fn pin(&self) -> &Pin {
+        &self.pin
     }
 
     /// Returns the folder of all checkpoints.
@@ -195,7 +217,8 @@ impl Checkpoints {
     }
 }
 
-fn name_of(step: u64) -> String {
+/// Returns the name of the folder of a step's checkpoint.
+pub(crate) fn name_of(step: u64) -> String {
     format!("step-{step:08}")
 }
 
@@ -279,7 +302,7 @@ pub(crate) const UNFINISHED: &str = "unfinished";
 
 /// Returns the step in the name of a checkpoint's folder. `None` for any other name: `step-9` is a
 /// copy that a user made.
-fn step_of(path: &Path) -> Option<u64> {
+pub(crate) fn step_of(path: &Path) -> Option<u64> {
     let name = path.file_name()?.to_str()?;
     let step = name.strip_prefix("step-")?.parse().ok()?;
     (name == name_of(step)).then_some(step)

@@ -66,13 +66,23 @@ impl Checkpoints {
     pub(crate) fn prune(&self, written: &Path) -> Result<()> {
         let mut all = self.list()?;
         all.retain(|path| step_in(path) == step_of(path));
-        let num_old = all.len().saturating_sub(self.keep);
-        for old in &all[..num_old] {
-            if old != written && !self.keeps_for_ever(old) {
-                self.remove(old)?;
+        let steps: Vec<u64> = all.iter().filter_map(|path| step_of(path)).collect();
+        for step in self.old_ones(&steps) {
+            let old = self.place(step);
+            // One that is being copied is removed after the next checkpoint.
+            if old != written && !self.pin.holds(step) {
+                self.remove(&old)?;
             }
         }
         Ok(())
+    }
+
+    /// Returns those of the steps, oldest first, whose checkpoints need not be kept.
+    pub(crate) fn old_ones(&self, steps: &[u64]) -> Vec<u64> {
+        let num_old = steps.len().saturating_sub(self.keep);
+        let mut old = steps[..num_old].to_vec();
+        old.retain(|step| !self.keeps_for_ever(*step));
+        old
     }
 
     /// Frees the name that a checkpoint is about to get. A checkpoint of the same step is removed:
@@ -102,9 +112,8 @@ impl Checkpoints {
         Ok(())
     }
 
-    fn keeps_for_ever(&self, checkpoint: &Path) -> bool {
-        let every = self.keep_every_steps;
-        every > 0 && step_of(checkpoint).is_some_and(|step| step.is_multiple_of(every))
+    fn keeps_for_ever(&self, step: u64) -> bool {
+        self.keep_every_steps > 0 && step.is_multiple_of(self.keep_every_steps)
     }
 
     /// Removes a folder, first its name: a kill leaves nothing that looks like a checkpoint.
@@ -246,6 +255,21 @@ mod tests {
         checkpoints.prune(&checkpoints.place(3)).expect("removes");
         let expected = ["step-00000003", "step-00000200", "step-00000300"];
         assert_eq!(names(&checkpoints), expected);
+    }
+
+    #[test]
+    fn what_is_being_copied_stays_until_it_is_copied() {
+        let (_run, checkpoints) = checkpoints(1, 0);
+        for step in [4, 8] {
+            make(&checkpoints, &format!("step-{step:08}"), step);
+        }
+        // The copy is made by a thread with a clone.
+        checkpoints.clone().pin().hold(4);
+        checkpoints.prune(&checkpoints.place(8)).expect("removes");
+        assert_eq!(names(&checkpoints), ["step-00000004", "step-00000008"]);
+        checkpoints.pin().release();
+        checkpoints.prune(&checkpoints.place(8)).expect("removes");
+        assert_eq!(names(&checkpoints), ["step-00000008"]);
     }
 
     #[test]

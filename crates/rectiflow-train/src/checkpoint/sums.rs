@@ -68,6 +68,12 @@ impl Sums {
         }))
     }
 
+    /// Returns the files of the list, each as (name, hash), by name.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&str, &str)> {
+        let files = self.hashes.iter();
+        files.map(|(name, hash)| (name.as_str(), hash.as_str()))
+    }
+
     /// Verifies the files whose names `is_read` selects: those of the list, and those in the
     /// folder.
     ///

@@ -7,6 +7,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use rectiflow_data::{
+    Bucket,
     cache::DiskCache,
     order::{Amount, Mode},
     prompt::PromptSettings,
@@ -333,8 +334,24 @@ pub struct CheckpointConfig {
     pub in_background: bool,
     /// Seconds, 0 to 604800, for which the last checkpoint of a run is tried again if it cannot be
     /// written, for example because the disk is full. Free some space meanwhile, or move the folder
-    /// `checkpoints` to another disk and put a link in its place, which the next try follows.
+    /// `checkpoints` to another disk and put a link in its place, which the next try follows. After
+    /// that it is written to `spare_dir`, and from there to `mirror`.
     pub retry_secs: u64,
+    /// Address of a copy of the run: `s3://bucket/run`, `gs://`, `az://` or `file:///folder`.
+    /// Checkpoints, `metrics.jsonl`, previews and black boxes are copied while training continues,
+    /// and old checkpoints are removed on both sides. A run folder without checkpoints, on another
+    /// machine for example, resumes from the newest one there. Credentials and endpoint are read
+    /// from the environment. Each run needs an address of its own.
+    pub mirror: Option<String>,
+    /// Most megabits a second, above 0, that are sent to `mirror`. Default: no limit.
+    pub mirror_mbit: Option<f64>,
+    /// Seconds, 0 to 604800, for which the end of a run waits for a `mirror` to which no byte can
+    /// be sent. While bytes are sent, it waits for all of them.
+    pub mirror_wait_secs: u64,
+    /// Folder for the last checkpoint of a run if `checkpoints` cannot be written for `retry_secs`.
+    /// Default: the system's folder for temporary files, then `/dev/shm`, which is in memory. Only
+    /// for runs on one machine.
+    pub spare_dir: Option<PathBuf>,
 }
 
 impl Default for CheckpointConfig {
@@ -345,6 +362,10 @@ impl Default for CheckpointConfig {
             keep_every_steps: 0,
             in_background: true,
             retry_secs: 3600,
+            mirror: None,
+            mirror_mbit: None,
+            mirror_wait_secs: 300,
+            spare_dir: None,
         }
     }
 }
@@ -369,6 +390,17 @@ impl CheckpointConfig {
         }
         let fits = self.retry_secs <= MOST_RETRY_SECS;
         problems.expect("retry_secs", fits, "0 to 604800", self.retry_secs);
+        let wait = self.mirror_wait_secs;
+        let fits = wait <= MOST_RETRY_SECS;
+        problems.expect("mirror_wait_secs", fits, "0 to 604800", wait);
+        if let Some(mbit) = self.mirror_mbit {
+            problems.expect_above_0("mirror_mbit", mbit);
+        }
+        if let Some(url) = &self.mirror
+            && let Err(error) = Bucket::open(url, None)
+        {
+            problems.add("mirror", error.to_string());
+        }
         problems.into_pairs()
     }
 }

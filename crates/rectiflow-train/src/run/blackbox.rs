@@ -126,6 +126,8 @@ pub(crate) fn samples_of(step: &Step, passes: &Passes) -> Vec<SeenSample> {
     samples
 }
 
+/// Name of the folder in that of the run.
+pub(super) const FOLDER: &str = "blackbox";
 const FORMAT: u32 = 1;
 /// Number of steps in a black box.
 const NUM_STEPS: usize = 10;
@@ -158,7 +160,7 @@ impl Recorder {
     /// Creates a recorder for the run in `run_dir`.
     pub(crate) fn new(run_dir: &Path) -> Self {
         Self {
-            folder: run_dir.join("blackbox"),
+            folder: run_dir.join(FOLDER),
             steps: VecDeque::with_capacity(NUM_STEPS),
             vitals: None,
         }

@@ -3,11 +3,12 @@
 //! Until then a failed write is only a warning, since the next checkpoint may be written. The last
 //! one has no next: a disk that is full, or a share that is away, is tried again for as long as
 //! `checkpoint.retry_secs` says. All ranks count tries instead of seconds, so that they give up
-//! together.
+//! together. After that it is written elsewhere (`spare_save`).
 
 use std::{iter, mem, path::Path, thread, time::Duration};
 
 use crate::{
+    checkpoint::Checkpoints,
     error::{Error, Result},
     measure::metrics::Event,
     run::{Run, options::Outcome, saver::failed},
@@ -78,12 +79,20 @@ impl Run<'_> {
             let _doing = self.parts.comm.long("waiting to save again");
             thread::sleep(pause);
         }
-        self.try_to_save()
+        match self.try_to_save() {
+            Err(error) if !error.concerns_all_ranks() => Err(self.save_in_spare(error)),
+            saved => saved,
+        }
     }
 
     fn try_to_save(&mut self) -> Result<()> {
-        self.begin_saving(false)?;
-        let event = self.saver.end()?;
+        self.try_to_save_in(self.parts.checkpoints)
+    }
+
+    /// Writes a checkpoint to the folder of `checkpoints`.
+    pub(super) fn try_to_save_in(&mut self, checkpoints: &Checkpoints) -> Result<()> {
+        self.begin_saving_in(checkpoints, false)?;
+        let event = self.saver.end_in(checkpoints)?;
         self.emit_if_any(event);
         Ok(())
     }

@@ -9,12 +9,14 @@ pub mod eval;
 mod in_backward;
 mod last_save;
 mod measurer;
+mod mirroring;
 mod options;
 pub(crate) mod origin;
 mod rate_jump;
 pub mod replay;
 mod saver;
 pub(crate) mod setup;
+mod spare_save;
 mod step_record;
 pub(crate) mod stop_file;
 mod verdict;
@@ -57,6 +59,7 @@ use crate::{
     run::{
         blackbox::Recorder,
         measurer::Measurer,
+        mirroring::Afterwards,
         origin::{Origin, epochs_at, step_at},
         saver::{Moment, Saver},
         setup::{
@@ -88,15 +91,21 @@ pub fn train(
         Some(launch) => Comm::open(launch, checked.device, &checked.recipe.ranks, stop)?,
         None => Comm::alone(),
     };
-    let outcome = train_together(&checked, &comm, options, stop, observe);
-    match &outcome {
+    let mut afterwards = Afterwards::new(&checked);
+    let outcome = train_together(&checked, &comm, options, stop, observe, &mut afterwards);
+    let left = match &outcome {
         // No rank leaves before all are done: rank 0 may still serve data that the others need.
         Ok(_) => {
             let _doing = comm.long("leaving the run");
-            comm.barrier()?;
+            comm.barrier()
         }
-        Err(error) => comm.abandon(error),
-    }
+        Err(error) => {
+            comm.abandon(error);
+            Ok(())
+        }
+    };
+    afterwards.leave();
+    left?;
     outcome
 }
 
@@ -107,13 +116,11 @@ fn train_together(
     options: Options<'_>,
     stop: &AtomicBool,
     observe: &mut dyn FnMut(&Event),
+    afterwards: &mut Afterwards,
 ) -> Result<Outcome> {
     // Open the folder, and find where the run begins.
-    let run_dir = &checked.recipe.run.dir;
-    let (_lock, acknowledged) = setup::open_folder(run_dir, comm, options.acknowledge_stop)?;
-    check_same_start(comm, &checked.recipe)?;
-    let checkpoints = Checkpoints::at(run_dir, &checked.recipe.checkpoint);
-    comm.first(|| checkpoints.clean())?;
+    let checkpoints = Checkpoints::at(&checked.recipe.run.dir, &checked.recipe.checkpoint);
+    let acknowledged = open_run(checked, comm, &checkpoints, &options, afterwards)?;
     let branch_from = options.branch_from.as_deref();
     let origin = Origin::find_together(checked, &checkpoints, branch_from, comm)?;
     if !options.accept_rate_jump {
@@ -138,6 +145,7 @@ fn train_together(
         components: &components,
         model: &model,
         trained: &trained,
+        mirror: afterwards.mirror.as_ref(),
     };
 
     // Train.
@@ -153,6 +161,44 @@ fn train_together(
             Err(error)
         }
     }
+}
+
+/// Opens the run folder, brings it up to date with the mirror, if there is one, and starts the
+/// mirror's thread. Returns the reason of a stop that is acknowledged.
+fn open_run(
+    checked: &Checked,
+    comm: &Comm,
+    checkpoints: &Checkpoints,
+    options: &Options<'_>,
+    afterwards: &mut Afterwards,
+) -> Result<Option<String>> {
+    let run_dir = &checked.recipe.run.dir;
+    let sides = mirroring::sides(checked, checkpoints)?;
+    let doing = comm.long("opening the run and its mirror");
+    let mut is_usable = false;
+    let meet = || {
+        if let Some(sides) = &sides {
+            is_usable = mirroring::meet(sides)?;
+        }
+        Ok(())
+    };
+    let (lock, acknowledged) = setup::open_folder(run_dir, comm, options.acknowledge_stop, meet)?;
+    afterwards.lock = lock;
+    check_same_start(comm, &checked.recipe)?;
+    comm.first(|| checkpoints.clean())?;
+    if let Some(sides) = sides {
+        comm.first(|| {
+            if is_usable {
+                mirroring::catch_up(&sides)?;
+            }
+            Ok(())
+        })?;
+        if comm.is_first() {
+            afterwards.start(sides);
+        }
+    }
+    drop(doing);
+    Ok(acknowledged)
 }
 
 /// Opens the model that the run begins from.
@@ -530,17 +576,19 @@ impl<'a> Run<'a> {
     }
 
     fn begin_saving(&mut self, goes_on: bool) -> Result<()> {
+        self.begin_saving_in(self.parts.checkpoints, goes_on)
+    }
+
+    fn begin_saving_in(&mut self, checkpoints: &Checkpoints, goes_on: bool) -> Result<()> {
         let epochs = epochs_at(self.loader.order(), self.state.position.cursor);
         let secs = self.secs();
-        self.saver.begin(
-            &Moment {
-                state: &self.state,
-                guard: &self.guard,
-                epochs,
-                secs,
-            },
-            goes_on,
-        )
+        let moment = Moment {
+            state: &self.state,
+            guard: &self.guard,
+            epochs,
+            secs,
+        };
+        self.saver.begin_in(checkpoints, &moment, goes_on)
     }
 
     /// Waits for the checkpoint that is being written, if any; a failed write is only a warning.
@@ -566,6 +614,11 @@ impl<'a> Run<'a> {
         }
         self.mute = written.is_err();
         self.watchers.offer(&event);
+        if let Some(mirror) = self.parts.mirror
+            && mirroring::is_news(&event)
+        {
+            mirror.look();
+        }
         (self.observe)(&event);
     }
 

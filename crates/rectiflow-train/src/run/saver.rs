@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     checkpoint::{
-        Saved,
+        Checkpoints, Saved,
         found::Found,
         saving::{Pending, Save},
     },
@@ -82,16 +82,21 @@ impl<'a> Saver<'a> {
         self.pending.as_ref().is_none_or(Pending::is_written)
     }
 
-    /// Begins to write a checkpoint unless this step has one. `goes_on`: whether training continues
-    /// meanwhile.
-    pub(super) fn begin(&mut self, moment: &Moment<'_>, goes_on: bool) -> Result<()> {
+    /// Begins to write a checkpoint to the folder of `checkpoints` unless this step has one.
+    /// `goes_on`: whether training continues meanwhile.
+    pub(super) fn begin_in(
+        &mut self,
+        checkpoints: &Checkpoints,
+        moment: &Moment<'_>,
+        goes_on: bool,
+    ) -> Result<()> {
         let step = moment.state.position.cursor;
         if self.last.as_ref().is_some_and(|(saved, _)| *saved == step) {
             return Ok(());
         }
         let comm = self.parts.comm;
         let _doing = comm.long("saving a checkpoint");
-        self.pending = Some(self.parts.checkpoints.begin(&Save {
+        self.pending = Some(checkpoints.begin(&Save {
             saved: &self.saved(moment),
             recipe: &self.parts.checked.recipe.to_toml(),
             trained: self.parts.trained,
@@ -127,12 +132,15 @@ impl<'a> Saver<'a> {
 
     /// Waits for the checkpoint that is being written, if any, and renames it to its final name.
     pub(super) fn end(&mut self) -> Result<Option<Event>> {
+        self.end_in(self.parts.checkpoints)
+    }
+
+    /// As [`Self::end`], for a checkpoint in the folder of `checkpoints`.
+    pub(super) fn end_in(&mut self, checkpoints: &Checkpoints) -> Result<Option<Event>> {
         let Some(pending) = self.pending.take() else {
             return Ok(None);
         };
-        let Parts {
-            checkpoints, comm, ..
-        } = self.parts;
+        let comm = self.parts.comm;
         let _doing = comm.long("saving a checkpoint");
         let step = pending.step;
         let began = pending.began;

@@ -22,7 +22,8 @@ use tch::Device;
 
 use crate::{
     checkpoint::{
-        Checkpoints, Frozen, Saved, Trained, adopt, components::Components, sums::hash_file,
+        Checkpoints, Frozen, Saved, Trained, adopt, components::Components, mirror::worker::Mirror,
+        sums::hash_file,
     },
     error::{Error, Result},
     guard::GuardState,
@@ -44,6 +45,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) components: &'a Components,
     pub(crate) model: &'a Model,
     pub(crate) trained: &'a [Trained],
+    /// The copy of the run, kept by rank 0.
+    pub(crate) mirror: Option<&'a Mirror>,
 }
 
 /// Returns the recipe for this rank: `cuda` becomes the GPU with the rank's number on this machine.
@@ -64,21 +67,23 @@ pub(crate) fn for_rank(checked: &Checked, launch: Option<&Launch>) -> Result<Che
     Ok(checked)
 }
 
-/// Opens the run folder. Returns the lock, held by rank 0, and the reason of a stop that is
-/// acknowledged.
+/// Opens the run folder; `when_locked` is called before the folder is asked for a stop. Returns the
+/// lock, held by rank 0, and the reason of a stop that is acknowledged.
 ///
 /// # Errors
 /// [`Error::Locked`], [`Error::Stopped`], [`Error::Io`]; [`Error::Launch`] if the ranks do not see
-/// the same folder.
+/// the same folder; those of `when_locked`.
 pub(crate) fn open_folder(
     run_dir: &Path,
     comm: &Comm,
     acknowledge: bool,
+    when_locked: impl FnOnce() -> Result<()>,
 ) -> Result<(Option<File>, Option<String>)> {
     let mut file = None;
     let acknowledged = comm.first(|| {
         fs::create_dir_all(run_dir).map_err(Error::io(run_dir))?;
         file = Some(lock(run_dir)?);
+        when_locked()?;
         stop_file::check(run_dir, acknowledge)
     })?;
     let seen = if run_dir.join(LOCK).is_file() {

@@ -8,7 +8,10 @@ use std::{fs, io::ErrorKind, path::Path};
 
 use crate::error::{Error, Result};
 
-const FILE: &str = "STOPPED";
+/// Name of the file.
+pub(crate) const FILE: &str = "STOPPED";
+/// Its name after the stop was acknowledged.
+pub(crate) const ACKNOWLEDGED: &str = "STOPPED.acknowledged";
 
 /// Writes the reason to the run folder.
 ///
@@ -35,7 +38,7 @@ pub(crate) fn check(run_dir: &Path, acknowledge: bool) -> Result<Option<String>>
             reason,
         });
     }
-    fs::rename(&path, path.with_extension("acknowledged")).map_err(Error::io(&path))?;
+    fs::rename(&path, run_dir.join(ACKNOWLEDGED)).map_err(Error::io(&path))?;
     Ok(Some(reason))
 }
 
