@@ -14,7 +14,7 @@ import sqlite3
 import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
-TARGET = HERE.parents[1] / "crates/rectiflow-train/src/measure/mirrors/trackio.sql"
+TARGET = HERE.parents[1] / "crates/rectiflow-train/src/measure/trackers/trackio.sql"
 
 
 def statements(database):

@@ -6,6 +6,7 @@
 mod object_server;
 
 mod many_ranks;
+mod mirror_kill;
 
 use std::{
     collections::BTreeMap,

@@ -45,7 +45,7 @@ pub mod state;
 mod step;
 
 pub use checkpoint::{bases, components, model, weights_hash};
-pub use measure::{findings, metrics, mirrors, testloss};
+pub use measure::{findings, metrics, testloss, trackers};
 pub use pictures::{generate, preview, staged_model};
 pub use plan::{counting, estimate, facts, gpu_memory, simulate};
 pub use ranks::{comm, launch, straggler, traffic};

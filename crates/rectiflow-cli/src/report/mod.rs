@@ -20,8 +20,8 @@ use rectiflow_sdxl::durable::write_bytes;
 use rectiflow_train::{
     findings::{Finding, Table},
     metrics::tail,
-    mirrors::{self, About, Mirror},
     recipe::report::Destination,
+    trackers::{self, About, Tracker},
 };
 use serde_json::json;
 
@@ -82,7 +82,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let record = RunRecord::read(&args.run_dir)
         .with_context(|| format!("reading the run {}", args.run_dir.display()))?;
     if let Some(format) = args.to {
-        return mirror(format.destination(), &args.run_dir, record.recipe);
+        return tracker(format.destination(), &args.run_dir, record.recipe);
     }
     let log = curves::read(&args.run_dir)?;
     let page = page(&record, &log)?;
@@ -96,8 +96,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
 }
 
 /// Writes the run as another program's files.
-fn mirror(to: Destination, run_dir: &Path, recipe: Option<String>) -> anyhow::Result<Answer> {
-    let name = mirrors::folder(to);
+fn tracker(to: Destination, run_dir: &Path, recipe: Option<String>) -> anyhow::Result<Answer> {
+    let name = trackers::folder(to);
     let folder = run_dir.join(name);
     let found = fs::read_dir(&folder).map_or(0, Iterator::count);
     if found > 0 {
@@ -113,10 +113,10 @@ fn mirror(to: Destination, run_dir: &Path, recipe: Option<String>) -> anyhow::Re
         recipe: recipe.unwrap_or_default(),
         is_past: true,
     };
-    let mut mirror = Mirror::new(to, about);
+    let mut tracker = Tracker::new(to, about);
     let events = tail::read(run_dir)?;
     for event in &events {
-        mirror.write(event)?;
+        tracker.write(event)?;
     }
     let text = format!(
         "{} ({} events)",

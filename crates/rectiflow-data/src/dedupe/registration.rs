@@ -111,9 +111,8 @@ impl Map {
 
     /// Whether it moves nothing by more than a twentieth of a side.
     pub(crate) fn is_near_identity(&self) -> bool {
-        let near = |axis: usize| {
-            (self.scale[axis] - 1.0).abs() <= 0.05 && self.shift[axis].abs() <= 0.05
-        };
+        let near =
+            |axis: usize| (self.scale[axis] - 1.0).abs() <= 0.05 && self.shift[axis].abs() <= 0.05;
         near(0) && near(1)
     }
 

@@ -14,7 +14,7 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     thread,
     time::Duration,
 };
@@ -24,7 +24,11 @@ use object_store::{
     BackoffConfig, MultipartUpload, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutPayload,
     RetryConfig,
 };
-use tokio::task::JoinSet;
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::JoinSet,
+};
+use url::Url;
 
 use crate::{
     durable::{self, DurableFile, TEMPORARY_PREFIX},
@@ -93,6 +97,36 @@ enum Place {
 }
 
 impl Bucket {
+    /// Checks that a text is the address of a bucket. Asks for no credentials.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for anything but `s3://`, `gs://`, `az://` and `file://`.
+    pub fn check_address(url: &str) -> Result<()> {
+        let Ok(parsed) = Url::parse(url) else {
+            return Err(not_a_bucket(url, ""));
+        };
+        if parsed.scheme() == "file" {
+            return match parsed.to_file_path() {
+                Ok(_) => Ok(()),
+                Err(()) => Err(not_a_bucket(url, "; a folder is file:///absolute/path")),
+            };
+        }
+        match ObjectStoreScheme::parse(&parsed) {
+            Ok((
+                ObjectStoreScheme::AmazonS3
+                | ObjectStoreScheme::GoogleCloudStorage
+                | ObjectStoreScheme::MicrosoftAzure,
+                _,
+            )) => Ok(()),
+            Ok((ObjectStoreScheme::Http, _)) => Err(not_a_bucket(
+                url,
+                ": a server that speaks plain HTTP neither lists its objects nor takes them in \
+                 parts",
+            )),
+            _ => Err(not_a_bucket(url, "")),
+        }
+    }
+
     /// Opens the place at a URL without a request. Uploads take at most `mbit` megabits a second.
     ///
     /// # Errors
@@ -100,14 +134,7 @@ impl Bucket {
     pub fn open(url: &str, mbit: Option<f64>) -> Result<Self> {
         let pace = Pace::new(mbit.map(|mbit| mbit * 1e6 / 8.0));
         let parts_at_once = PARTS_AT_ONCE[usize::from(mbit.is_some())];
-        let invalid = |reason: &str| Error::Invalid {
-            what: url.to_owned(),
-            reason: reason.to_owned(),
-        };
-        let known = "expected s3://, gs://, az:// or file://";
-        if !url.contains("://") {
-            return Err(invalid(known));
-        }
+        Self::check_address(url)?;
         let network = Network {
             attempts: 5,
             ..Network::default()
@@ -116,11 +143,6 @@ impl Bucket {
             Location::Folder(folder) => Place::Folder(folder),
             Location::Remote(remote) => {
                 let (scheme, parsed) = &*remote.parsed;
-                if *scheme == ObjectStoreScheme::Http {
-                    let reason = "a server that speaks plain HTTP neither lists its objects nor \
-                                  takes them in parts";
-                    return Err(invalid(&format!("{reason}; {known}")));
-                }
                 let timeout = part_timeout(mbit, parts_at_once);
                 let paced = Paced {
                     pace: pace.clone(),
@@ -130,7 +152,7 @@ impl Bucket {
                 };
                 let store = open_paced(scheme, parsed, options(parsed, &network), RETRY, paced);
                 let store = store.map_err(|error| remote.failed("", &error))?;
-                let store = store.ok_or_else(|| invalid(known))?;
+                let store = store.ok_or_else(|| not_a_bucket(url, ""))?;
                 Place::Store { remote, store }
             }
         };
@@ -204,7 +226,7 @@ impl Bucket {
             Place::Store { remote, store } => {
                 let key = remote.key(name);
                 let payload = PutPayload::from(bytes.to_vec());
-                let put = runtime().block_on(store.put(&key, payload));
+                let put = uploads().block_on(store.put(&key, payload));
                 put.map(drop).map_err(|error| remote.failed(name, &error))
             }
         }
@@ -220,7 +242,7 @@ impl Bucket {
             Place::Folder(folder) => self.copy_file(&folder.join(name), path, blake3),
             Place::Store { remote, store } => {
                 let sending = self.send_file(remote, store, name, path, blake3);
-                runtime().block_on(sending)
+                uploads().block_on(sending)
             }
         }
     }
@@ -241,7 +263,7 @@ impl Bucket {
                 }
             }
             Place::Store { remote, store } => {
-                let removed = runtime().block_on(store.delete(&remote.key(name)));
+                let removed = uploads().block_on(store.delete(&remote.key(name)));
                 match removed {
                     Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
                     Err(error) => Err(remote.failed(name, &error)),
@@ -329,6 +351,13 @@ impl Bucket {
     }
 }
 
+fn not_a_bucket(url: &str, more: &str) -> Error {
+    Error::Invalid {
+        what: url.to_owned(),
+        reason: format!("expected s3://, gs://, az:// or file://{more}"),
+    }
+}
+
 /// A file that is sent in parts.
 struct Parts<'a> {
     file: &'a PartFile,
@@ -369,6 +398,21 @@ fn joined<T>(task: Joined<object_store::Result<T>>) -> object_store::Result<()> 
         Some(Ok(done)) => done.map(drop),
         Some(Err(error)) => Err(object_store::Error::JoinError { source: error }),
     }
+}
+
+/// The runtime of uploads. Its thread encrypts what is sent; that of the loader's requests stays
+/// free for them.
+fn uploads() -> &'static Runtime {
+    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+        let mut builder = Builder::new_multi_thread();
+        let runtime = builder
+            .worker_threads(1)
+            .thread_name("rectiflow-upload")
+            .enable_all()
+            .build();
+        runtime.expect("the process can start threads")
+    });
+    &RUNTIME
 }
 
 /// Returns the bytes of a part, of which a file of `len` bytes has not too many.

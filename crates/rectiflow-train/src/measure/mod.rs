@@ -4,6 +4,6 @@
 pub(crate) mod bins;
 pub mod findings;
 pub mod metrics;
-pub mod mirrors;
 pub mod testloss;
+pub mod trackers;
 pub(crate) mod vitals;

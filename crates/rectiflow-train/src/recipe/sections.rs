@@ -397,7 +397,7 @@ impl CheckpointConfig {
             problems.expect_above_0("mirror_mbit", mbit);
         }
         if let Some(url) = &self.mirror
-            && let Err(error) = Bucket::open(url, None)
+            && let Err(error) = Bucket::check_address(url)
         {
             problems.add("mirror", error.to_string());
         }

@@ -114,10 +114,10 @@ fn usable(sides: &Sides, done: Result<()>) -> Result<bool> {
             tracing::warn!("{error}. The run resumes from its own folder");
             Ok(false)
         }
-        Err(error) => Err(Error::checkpoint(
-            &sides.run_dir,
-            format!("it has no checkpoint, and whether the mirror has one cannot be said: {error}"),
-        )),
+        Err(error) => {
+            let reason = format!("it has no checkpoint, and its mirror cannot be used: {error}");
+            Err(Error::checkpoint(&sides.run_dir, reason))
+        }
     }
 }
 

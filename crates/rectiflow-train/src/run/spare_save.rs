@@ -8,11 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{
-    checkpoint::Checkpoints,
-    error::Error,
-    run::Run,
-};
+use crate::{checkpoint::Checkpoints, error::Error, run::Run};
 
 /// A folder in memory.
 const MEMORY: &str = "/dev/shm";

@@ -17,7 +17,7 @@ use crate::{
     error::Error,
     measure::{
         metrics::Event,
-        mirrors::{self, About, Mirror},
+        trackers::{self, About, Tracker},
     },
     recipe::{Checked, report::Destination},
     run::alerts::Alerts,
@@ -68,7 +68,7 @@ impl Watchers {
                 recipe: recipe.to_toml(),
                 is_past: false,
             };
-            started.add_mirror(to, about);
+            started.add_tracker(to, about);
         }
         if recipe.report.alert.is_set() {
             let mut alerts = Alerts::new(&recipe.report.alert, &recipe.run.dir);
@@ -82,14 +82,14 @@ impl Watchers {
         started
     }
 
-    fn add_mirror(&mut self, to: Destination, about: About) {
-        let name = mirrors::folder(to);
-        let mut mirror = Mirror::new(to, about);
+    fn add_tracker(&mut self, to: Destination, about: About) {
+        let name = trackers::folder(to);
+        let mut tracker = Tracker::new(to, about);
         let mut is_broken = false;
         let watch = move |message| {
             let written = match message {
-                Message::Event(event) => mirror.write(&event),
-                Message::Failed(reason) => mirror.fail(&reason),
+                Message::Event(event) => tracker.write(&event),
+                Message::Failed(reason) => tracker.fail(&reason),
             };
             if let (Err(error), false) = (&written, is_broken) {
                 tracing::warn!("the files of {name}: {error}; the run continues");
@@ -111,7 +111,7 @@ impl Watchers {
             for message in messages {
                 watch(message);
             }
-            // A mirror closes its files before the run stops waiting.
+            // A tracker closes its files before the run stops waiting.
             drop(watch);
             drop(end);
         };

@@ -320,8 +320,10 @@ fn the_last_save_waits_for_what_is_in_its_way() {
         verify(&fixture.checkpoint(name, 16)).unwrap();
     }
 
-    // Without patience the run fails, and does not claim to continue.
-    let checked = fixture.recipe("hasty", &["checkpoint.retry_secs=0"]);
+    // Without patience the run fails, and does not claim to continue. Its weights are elsewhere.
+    let spare = fixture.path("spare");
+    let set = format!("checkpoint.spare_dir={}", spare.display());
+    let checked = fixture.recipe("hasty", &["checkpoint.retry_secs=0", &set]);
     let obstacle = fixture.checkpoint("hasty", 16).with_extension("unfinished");
     let ran = run_with(&checked, Options::default(), |event| {
         if matches!(event, Event::Step(step) if step.step == 15) {
@@ -336,6 +338,25 @@ fn the_last_save_waits_for_what_is_in_its_way() {
             .any(|event| matches!(event, Event::End { .. }))
     );
     verify(&fixture.checkpoint("hasty", 8)).unwrap();
+    let folder = fs::read_dir(&spare).unwrap().next().unwrap().unwrap();
+    let place = folder.path().join("step-00000016");
+    verify(&place).unwrap();
+    assert!(error.contains(place.to_str().unwrap()), "{error}");
+
+    // Nor if no folder can be written: the message is that of the run's own.
+    fs::write(fixture.path("file"), "").unwrap();
+    let set = format!("checkpoint.spare_dir={}", fixture.path("file").display());
+    let checked = fixture.recipe("hopeless", &["checkpoint.retry_secs=0", &set]);
+    let obstacle = fixture
+        .checkpoint("hopeless", 16)
+        .with_extension("unfinished");
+    let ran = run_with(&checked, Options::default(), |event| {
+        if matches!(event, Event::Step(step) if step.step == 15) {
+            fs::write(&obstacle, "").unwrap();
+        }
+    });
+    let error = ran.outcome.unwrap_err().to_string();
+    assert!(error.contains("step-00000016.unfinished"), "{error}");
 }
 
 #[test]

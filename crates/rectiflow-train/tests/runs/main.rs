@@ -1,5 +1,5 @@
 //! Whole runs of the tiny SDXL in this process: what the guard prevents, what a checkpoint
-//! restores, where a branch begins, and what the test loss does not depend on.
+//! restores, where a branch begins, what a mirror has, and what the test loss does not depend on.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod branches;
@@ -17,3 +17,4 @@ mod mirrors;
 mod object_server;
 mod precision;
 mod ranks;
+mod trackers;

@@ -61,6 +61,16 @@ impl Index {
         self.checkpoints.get(&step).map_or(&[], Vec::as_slice)
     }
 
+    /// Returns the steps that are too old by the rule of the folder if the mirror had all checkpoints
+    /// of the folder, whose steps are `here`.
+    pub(crate) fn old_with(&self, here: &[u64], rule: &Checkpoints) -> Vec<u64> {
+        let newest = here.iter().max().copied().unwrap_or(0);
+        let mut all: BTreeSet<u64> = here.iter().copied().collect();
+        all.extend(self.whole.iter().filter(|&&step| step <= newest));
+        let all: Vec<u64> = all.into_iter().collect();
+        rule.old_ones(&all)
+    }
+
     /// Returns the steps of the checkpoints to remove, where that of `newest` is the newest of the
     /// folder that the mirror has whole: those that are too old by the rule of the folder, those
     /// that are newer and thus of a course that the run has left, and remains of others that
@@ -186,6 +196,17 @@ mod tests {
             mirror(&[4, 8, 12], &[]).to_remove(12, &[8, 12], &every_8),
             [4]
         );
+    }
+
+    #[test]
+    fn what_would_be_removed_at_once_is_old() {
+        let keep = rule(2, 0);
+        // One that was being copied is still in the folder.
+        assert_eq!(mirror(&[8], &[]).old_with(&[4, 8, 12], &keep), [4]);
+        // The folder has lost step 8.
+        assert_eq!(mirror(&[8, 12], &[]).old_with(&[4, 12], &keep), [4]);
+        // What is newer than the folder is of another course.
+        assert_eq!(mirror(&[12, 16], &[]).old_with(&[4, 8], &keep), [0; 0]);
     }
 
     #[test]

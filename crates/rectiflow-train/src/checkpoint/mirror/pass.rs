@@ -5,11 +5,13 @@
 //! may have written a newer one.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -32,6 +34,9 @@ use crate::{
 const EVENTS_EVERY: Duration = Duration::from_secs(30);
 /// Bytes of an event file for which that time grows by a second.
 const EVENTS_BYTES_PER_SEC: u64 = 1 << 20;
+
+/// Pauses before a list of objects is asked for again.
+const LIST_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 
 /// Length and time of the last change of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,13 +80,23 @@ impl Known {
     /// Returns what the folder has and the mirror lacks, newest checkpoint first.
     pub(crate) fn missing(&self, sides: &Sides) -> Vec<String> {
         let mut missing = Vec::new();
-        for (step, place) in here(sides, self).unwrap_or_default() {
+        let here = here(sides, self).unwrap_or_default();
+        let steps: Vec<u64> = here.iter().rev().map(|(step, _)| *step).collect();
+        let old = sides.checkpoints.old_ones(&steps);
+        for (step, place) in here {
+            if old.contains(&step) {
+                continue;
+            }
             let sums = fs::read_to_string(place.join(SUMS)).ok();
             if sums.is_none() || self.facts().sums.get(&step) != sums.as_ref() {
                 missing.push(object_of(step, ""));
             }
         }
-        for name in other_files(sides).unwrap_or_default() {
+        let mut names = other_files(sides).unwrap_or_default();
+        if sides.run_dir.join(sides.others.stopped).is_file() {
+            names.push(sides.others.stopped.to_owned());
+        }
+        for name in names {
             let sent = self.facts().files.get(&name).map(|(version, _)| *version);
             if version_of(&sides.run_dir.join(&name)) != sent {
                 missing.push(name);
@@ -122,8 +137,9 @@ impl Pass<'_> {
             pin.release();
             if let Err(error) = sent {
                 self.pass_over(step, &place, error)?;
-                passed_over.insert(step);
             }
+            // Each at most once a pass, so that it ends.
+            passed_over.insert(step);
             index = self.index()?;
             self.rotate(&index)?;
             self.send_others(&index, false)?;
@@ -138,8 +154,12 @@ impl Pass<'_> {
 
     /// Returns the newest checkpoint of the folder that the mirror lacks or has with other hashes.
     fn next(&self, index: &Index, passed_over: &BTreeSet<u64>) -> Result<Option<(u64, PathBuf)>> {
-        for (step, place) in here(self.sides, self.known)? {
-            if passed_over.contains(&step) || self.known.facts().damaged.contains(&step) {
+        let here = here(self.sides, self.known)?;
+        let steps: Vec<u64> = here.iter().map(|(step, _)| *step).collect();
+        let old = index.old_with(&steps, &self.sides.checkpoints);
+        for (step, place) in here {
+            let is_damaged = self.known.facts().damaged.contains(&step);
+            if is_damaged || old.contains(&step) || passed_over.contains(&step) {
                 continue;
             }
             let Ok(sums) = fs::read_to_string(place.join(SUMS)) else {
@@ -205,19 +225,38 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Checks that the store has objects of these lengths.
+    /// Checks that the store has objects of these lengths. Some stores list what was written only
+    /// after a while.
     fn check_lengths(&self, expected: &BTreeMap<String, u64>) -> Result<()> {
+        let mut wrong = self.first_wrong(expected)?;
+        for pause in LIST_AGAIN {
+            if wrong.is_none() {
+                break;
+            }
+            thread::sleep(pause);
+            wrong = self.first_wrong(expected)?;
+        }
+        match wrong {
+            None => Ok(()),
+            Some((name, reason)) => {
+                let url = format!("{}/{name}", self.sides.bucket.url());
+                Err(Error::checkpoint(Path::new(&url), reason))
+            }
+        }
+    }
+
+    /// Returns the first object that the store does not list in its length, and what it lists.
+    fn first_wrong(&self, expected: &BTreeMap<String, u64>) -> Result<Option<(String, String)>> {
         let index = self.index()?;
         for (name, len) in expected {
             let found = index.bytes.get(name).copied();
             if found != Some(*len) {
                 let found = found.map_or("no object".to_owned(), |len| format!("{len} bytes"));
                 let reason = format!("expected {len} bytes, found {found}");
-                let url = format!("{}/{name}", self.sides.bucket.url());
-                return Err(Error::checkpoint(Path::new(&url), reason));
+                return Ok(Some((name.clone(), reason)));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Decides about a checkpoint that could not be sent: one that rotation has removed meanwhile,
@@ -344,7 +383,7 @@ fn here(sides: &Sides, known: &Known) -> Result<Vec<(u64, PathBuf)>> {
             found.push((step, place));
         }
     }
-    found.sort_by(|a, b| b.0.cmp(&a.0));
+    found.sort_by_key(|(step, _)| Reverse(*step));
     Ok(found)
 }
 

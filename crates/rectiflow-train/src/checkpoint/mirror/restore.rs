@@ -86,7 +86,14 @@ pub(crate) fn take_newer(sides: &Sides) -> Result<Option<u64>> {
         }
     }
     match damage {
-        Some(error) if newest_here.is_none() => Err(error),
+        Some(error) if newest_here.is_none() => {
+            let advice = "no other checkpoint of the mirror is sound either: restore a copy there, \
+                          or name another checkpoint.mirror to start over";
+            Err(Error::checkpoint(
+                &sides.run_dir,
+                format!("{error}; {advice}"),
+            ))
+        }
         _ => Ok(None),
     }
 }

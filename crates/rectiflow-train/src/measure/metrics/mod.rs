@@ -72,7 +72,7 @@ pub enum Event {
         reason: String,
         /// Seconds since `Start`.
         secs: f64,
-        /// Seconds of `secs` that the steps' thread spent on handing events to mirrors and alerts;
+        /// Seconds of `secs` that the steps' thread spent on handing events to trackers and alerts;
         /// `None` if the recipe has neither, and in runs of earlier versions.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reporting_secs: Option<f64>,

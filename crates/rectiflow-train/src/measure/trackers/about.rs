@@ -1,4 +1,4 @@
-//! What mirrors tell of a run beside its events: its name, its recipe, its previews.
+//! What trackers tell of a run beside its events: its name, its recipe, its previews.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::measure::metrics::{Event, Start};
 
-/// A run, as its mirrors know it.
+/// A run, as its trackers know it.
 #[derive(Debug, Clone)]
 pub struct About {
     /// The run's folder.
@@ -41,7 +41,7 @@ impl About {
     }
 
     /// Returns the recipe as a tree, without `[report]`: an address for alerts may be in it, and
-    /// mirrors are made to be passed on.
+    /// trackers are made to be passed on.
     pub(super) fn config(&self) -> Map<String, Value> {
         let mut table = self.table();
         table.remove("report");

@@ -16,7 +16,7 @@ use crate::{
     error::{Error, Result},
     measure::{
         metrics::{Event, Start, curves::Curves},
-        mirrors::{
+        trackers::{
             about::{About, act_of},
             clock::Clock,
             event_file::{self, Value},
@@ -144,7 +144,7 @@ fn create(folder: &Path, unix_secs: u64) -> Result<(File, PathBuf)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::measure::mirrors::event_file::tests::records;
+    use crate::measure::trackers::event_file::tests::records;
 
     fn event(text: &str) -> Event {
         serde_json::from_str(text).expect("an event")

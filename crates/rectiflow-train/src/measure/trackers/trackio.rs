@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Result},
     measure::{
         metrics::{Event, Start, curves::Curves},
-        mirrors::{
+        trackers::{
             about::{About, act_of, comes_again},
             clock::{self, Clock},
         },

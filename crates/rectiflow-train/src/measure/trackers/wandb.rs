@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     measure::{
         metrics::{Event, Start, curves::Curves},
-        mirrors::{
+        trackers::{
             about::{About, Preview, act_of, comes_again},
             clock::{self, Clock},
             protobuf::Message,
@@ -309,7 +309,7 @@ fn new_id(name: &str, start: &Start) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::measure::mirrors::{record_log::tests::records, wandb_records::tests::items};
+    use crate::measure::trackers::{record_log::tests::records, wandb_records::tests::items};
 
     fn event(text: &str) -> Event {
         serde_json::from_str(text).expect("an event")

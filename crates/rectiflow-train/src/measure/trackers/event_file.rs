@@ -6,7 +6,7 @@
 //! `summary.proto` and `tensor.proto`, read back by the `tensorboard` package in `make
 //! peers-watch`.
 
-use crate::measure::mirrors::protobuf::Message;
+use crate::measure::trackers::protobuf::Message;
 
 /// A value of a summary.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,7 +4,7 @@
 //! peers-watch`. Values are JSON texts; unlike JSON's own numbers, those of W&B may be `NaN`,
 //! `Infinity` and `-Infinity`.
 
-use crate::measure::mirrors::protobuf::{Field, Fields, Message};
+use crate::measure::trackers::protobuf::{Field, Fields, Message};
 
 /// The curve that all others are drawn over: the step of the run. W&B's own step counts lines, since
 /// it drops a line whose step is not above the last one.

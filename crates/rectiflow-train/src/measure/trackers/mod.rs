@@ -1,8 +1,8 @@
-//! A run's events in the files of other programs: mirrors of `metrics.jsonl`.
+//! A run's events in the files of experiment trackers: TensorBoard, trackio, W&B.
 //!
-//! A mirror is written while a run goes on, or from the events of a past run. Both ways the same
+//! A tracker is written while a run goes on, or from the events of a past run. Both ways the same
 //! calls are made: every event in the order of writing. After a resume the steps since the
-//! checkpoint come again, and each mirror sees to it that its program shows the later values. A
+//! checkpoint come again, and each tracker sees to it that its program shows the later values. A
 //! rewind of the guard needs nothing: step numbers go on.
 //!
 //! Charts and curves have the names of [`curves`](crate::measure::metrics::curves).
@@ -23,14 +23,14 @@ use crate::{
     error::Result,
     measure::{
         metrics::Event,
-        mirrors::{tensorboard::TensorBoard, trackio::Trackio, wandb::Wandb},
+        trackers::{tensorboard::TensorBoard, trackio::Trackio, wandb::Wandb},
     },
     recipe::report::Destination,
 };
 
 /// The files of one program.
 #[derive(Debug)]
-pub struct Mirror(Kind);
+pub struct Tracker(Kind);
 
 #[derive(Debug)]
 enum Kind {
@@ -39,8 +39,8 @@ enum Kind {
     Wandb(Wandb),
 }
 
-impl Mirror {
-    /// A mirror of a run; its files are made at the first start.
+impl Tracker {
+    /// A tracker of a run; its files are made at the first start.
     pub fn new(to: Destination, about: About) -> Self {
         Self(match to {
             Destination::TensorBoard => Kind::TensorBoard(TensorBoard::new(about)),
@@ -74,7 +74,7 @@ impl Mirror {
     }
 }
 
-/// The folder of a mirror, below the run's.
+/// The folder of a tracker, below the run's.
 pub fn folder(to: Destination) -> &'static str {
     match to {
         Destination::TensorBoard => tensorboard::FOLDER,
@@ -95,13 +95,13 @@ mod tests {
         Destination::Wandb,
     ];
 
-    fn mirror(to: Destination, run_dir: &Path) -> Mirror {
+    fn tracker(to: Destination, run_dir: &Path) -> Tracker {
         let about = About {
             run_dir: run_dir.to_owned(),
             recipe: String::new(),
             is_past: true,
         };
-        Mirror::new(to, about)
+        Tracker::new(to, about)
     }
 
     #[test]
@@ -124,12 +124,12 @@ mod tests {
         ];
         for to in ALL {
             let run = tempfile::tempdir().expect("a temporary folder");
-            let mut mirror = mirror(to, run.path());
+            let mut tracker = tracker(to, run.path());
             for line in lines.iter().chain(&lines) {
                 let event = serde_json::from_str(line).expect("an event");
-                mirror.write(&event).expect("writes");
+                tracker.write(&event).expect("writes");
             }
-            mirror.fail("the end").expect("writes");
+            tracker.fail("the end").expect("writes");
             assert!(run.path().join(folder(to)).is_dir());
         }
     }
@@ -142,9 +142,9 @@ mod tests {
         for to in ALL {
             let run = tempfile::tempdir().expect("a temporary folder");
             fs::write(run.path().join(folder(to)), "a file").expect("writes");
-            let mut mirror = mirror(to, run.path());
-            assert!(mirror.write(&start).is_err());
-            assert!(mirror.fail("the end").is_ok(), "nothing is open");
+            let mut tracker = tracker(to, run.path());
+            assert!(tracker.write(&start).is_err());
+            assert!(tracker.fail("the end").is_ok(), "nothing is open");
         }
     }
 }
