@@ -1,9 +1,9 @@
 //! Uploads at a limited rate: a token bucket over the bytes of request bodies.
 //!
 //! A part of 16 MiB that is handed to the network at once leaves at the line's speed, whatever
-//! pause follows. Bodies are therefore cut into slices of at most a tenth of a second, each of which
-//! waits until the limit has room for it. No stretch of time has more than the limit and one slice.
-//! All uploads of a bucket share the limit. Bytes of headers and of TLS are not counted.
+//! pause follows. Bodies are therefore cut into slices of at most a tenth of a second, each of
+//! which waits until the limit has room for it. No stretch of time has more than the limit and one
+//! slice. All uploads of a bucket share the limit. Bytes of headers and of TLS are not counted.
 
 use std::{
     fmt,

@@ -25,11 +25,11 @@
 //! A checkpoint is written under a temporary name and renamed once all of it is on disk (`saving`),
 //! so a kill at any moment leaves the previous one intact. An old one loses its name before its
 //! files, so that a kill leaves nothing that looks like a checkpoint; the next start removes the
-//! rest (`rotation`). A copy of all of it may be in object storage (`mirror`). Frozen components are referenced by path and hash instead of being copied,
-//! and found by the hash if they have moved (`bases`). Every reader verifies the files that it
-//! reads (`found`). A run that resumes verifies all: a damaged checkpoint is set aside
-//! (`step-00000500.damaged`) and the previous one is used. Numbers that the sums protect and that
-//! cannot be are refused by name (`state_numbers`).
+//! rest (`rotation`). A copy of all of it may be in object storage (`mirror`). Frozen components
+//! are referenced by path and hash instead of being copied, and found by the hash if they have
+//! moved (`bases`). Every reader verifies the files that it reads (`found`). A run that resumes
+//! verifies all: a damaged checkpoint is set aside (`step-00000500.damaged`) and the previous one
+//! is used. Numbers that the sums protect and that cannot be are refused by name (`state_numbers`).
 //!
 //! Format 5 had moments in fp32 only. Format 4 held the guard's numbers as text. Format 3 had no
 //! buckets: the whole vector was a single one. Format 2 always had one optimiser file. Format 1 had

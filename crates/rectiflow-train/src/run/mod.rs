@@ -10,6 +10,7 @@ mod in_backward;
 mod last_save;
 mod measurer;
 mod mirroring;
+mod opening;
 mod options;
 pub(crate) mod origin;
 mod rate_jump;
@@ -32,15 +33,13 @@ use rectiflow_data::{
     batch::{Source, Step},
     loader::Loader,
 };
-use rectiflow_sdxl::model::Model;
 
 pub use crate::run::options::{BeforeStep, Options, Outcome};
 use crate::{
     checkpoint::{
         Checkpoints, Saved,
         bases::Bases,
-        components::Components,
-        model, restore,
+        restore,
         snapshots::{self, Ring},
     },
     error::{Error, Result},
@@ -60,12 +59,10 @@ use crate::{
         blackbox::Recorder,
         measurer::Measurer,
         mirroring::Afterwards,
+        opening::{open_model, open_run},
         origin::{Origin, epochs_at, step_at},
         saver::{Moment, Saver},
-        setup::{
-            Parts, check_same_data, check_same_start, check_vae, find_trained, fresh_state,
-            open_sources,
-        },
+        setup::{Parts, check_same_data, check_vae, find_trained, fresh_state, open_sources},
         step_record::{Seen, StepSecs},
         watchers::Watchers,
     },
@@ -161,57 +158,6 @@ fn train_together(
             Err(error)
         }
     }
-}
-
-/// Opens the run folder, brings it up to date with the mirror, if there is one, and starts the
-/// mirror's thread. Returns the reason of a stop that is acknowledged.
-fn open_run(
-    checked: &Checked,
-    comm: &Comm,
-    checkpoints: &Checkpoints,
-    options: &Options<'_>,
-    afterwards: &mut Afterwards,
-) -> Result<Option<String>> {
-    let run_dir = &checked.recipe.run.dir;
-    let sides = mirroring::sides(checked, checkpoints)?;
-    let doing = comm.long("opening the run and its mirror");
-    let mut is_usable = false;
-    let meet = || {
-        if let Some(sides) = &sides {
-            is_usable = mirroring::meet(sides)?;
-        }
-        Ok(())
-    };
-    let (lock, acknowledged) = setup::open_folder(run_dir, comm, options.acknowledge_stop, meet)?;
-    afterwards.lock = lock;
-    check_same_start(comm, &checked.recipe)?;
-    comm.first(|| checkpoints.clean())?;
-    if let Some(sides) = sides {
-        comm.first(|| {
-            if is_usable {
-                mirroring::catch_up(&sides)?;
-            }
-            Ok(())
-        })?;
-        if comm.is_first() {
-            afterwards.start(sides);
-        }
-    }
-    drop(doing);
-    Ok(acknowledged)
-}
-
-/// Opens the model that the run begins from.
-fn open_model(checked: &Checked, origin: &Origin, components: &Components) -> Result<Model> {
-    // A resumed run or a branch has weights for every component.
-    let random = match origin {
-        Origin::Base => &checked.random[..],
-        Origin::Resume(..) | Origin::Branch(..) => &[],
-    };
-    let options = model::base_options(checked.device, random, checked.recipe.run.seed);
-    let model = model::open_components(components, &options)?;
-    checked.objective.check_base(model.parameterization)?;
-    Ok(model)
 }
 
 /// Opens the loader of this rank's samples.

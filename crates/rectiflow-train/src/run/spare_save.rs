@@ -1,5 +1,5 @@
-//! The last checkpoint of a run whose folder cannot be written to the end: in another folder of this
-//! machine, from where the mirror gets it too.
+//! The last checkpoint of a run whose folder cannot be written to the end: in another folder of
+//! this machine, from where the mirror gets it too.
 //!
 //! The run ends with an error that names the place, since its own folder lacks the checkpoint.
 

@@ -61,8 +61,8 @@ impl Index {
         self.checkpoints.get(&step).map_or(&[], Vec::as_slice)
     }
 
-    /// Returns the steps that are too old by the rule of the folder if the mirror had all checkpoints
-    /// of the folder, whose steps are `here`.
+    /// Returns the steps that are too old by the rule of the folder if the mirror had all
+    /// checkpoints of the folder, whose steps are `here`.
     pub(crate) fn old_with(&self, here: &[u64], rule: &Checkpoints) -> Vec<u64> {
         let newest = here.iter().max().copied().unwrap_or(0);
         let mut all: BTreeSet<u64> = here.iter().copied().collect();

@@ -9,8 +9,8 @@
 //!
 //! **Whole or not there.** A checkpoint of the mirror is one whose `BLAKE3SUMS` is there. Each file
 //! is hashed as it is sent and compared with that list; the list follows when the store has all
-//! files in their lengths. A kill at any moment leaves objects without a list, which no reader takes
-//! for a checkpoint and which a later pass removes.
+//! files in their lengths. A kill at any moment leaves objects without a list, which no reader
+//! takes for a checkpoint and which a later pass removes.
 //!
 //! **Rotation** follows the rule of the run folder. Nothing is removed before a newer checkpoint is
 //! whole in the mirror, so that its newest whole one always stays.

@@ -1,5 +1,5 @@
-//! The first contact with a mirror: an object is written, listed and removed, so that missing rights
-//! show at the start and not with the first checkpoint.
+//! The first contact with a mirror: an object is written, listed and removed, so that missing
+//! rights show at the start and not with the first checkpoint.
 
 use std::path::Path;
 
