@@ -18,8 +18,9 @@ use crate::{
 /// Opens the run folder, brings it up to date with the mirror, if there is one, and starts the
 /// mirror's thread. Returns the reason of a stop that is acknowledged.
 ///
-/// # Errors As [`open_folder`] and [`check_same_start`]; those of a mirror that cannot be used, if
-/// the folder has no checkpoint.
+/// # Errors
+/// As [`open_folder`] and [`check_same_start`]; those of a mirror that cannot be used, if the folder
+/// has no checkpoint.
 pub(super) fn open_run(
     checked: &Checked,
     comm: &Comm,
