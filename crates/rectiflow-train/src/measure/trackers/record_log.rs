@@ -3,9 +3,9 @@
 //! The file begins with 7 bytes: `:W&B`, 0xBEE1 as a little-endian u16, and the version, 0. It is
 //! then read in blocks of 32 KiB, of which the first includes the head. A block holds chunks: a
 //! checksum (u32, little-endian), the number of bytes (u16), the kind (u8), the bytes. The checksum
-//! is the CRC-32 of zlib over kind and bytes; LevelDB's own is another one. A record is one chunk of
-//! the kind `FULL`, or several: `FIRST`, any number of `MIDDLE`, `LAST`. Where a block has fewer than
-//! 7 bytes left, they are 0. `make peers-watch` reads such files with wandb.
+//! is the CRC-32 of zlib over kind and bytes; LevelDB's own is another one. A record is one chunk
+//! of the kind `FULL`, or several: `FIRST`, any number of `MIDDLE`, `LAST`. Where a block has fewer
+//! than 7 bytes left, they are 0. `make peers-watch` reads such files with wandb.
 
 use std::{
     fs::{File, OpenOptions},

@@ -1,10 +1,10 @@
-//! A run as a database of trackio: `RUN/trackio/PROJECT.db`, which trackio opens where `TRACKIO_DIR`
-//! is `RUN/trackio`.
+//! A run as a database of trackio: `RUN/trackio/PROJECT.db`, which trackio opens where
+//! `TRACKIO_DIR` is `RUN/trackio`.
 //!
 //! `trackio.sql` has the tables as trackio makes them. Used are `metrics` (a row an event, its
-//! numbers as one JSON object), `configs` (the recipe) and `alerts` (the guard's acts). Numbers keep
-//! all their bits; one that is not finite is a text, `NaN`, `Infinity` or `-Infinity`, as trackio
-//! writes it. Previews are copied to `media/`, where trackio looks for pictures.
+//! numbers as one JSON object), `configs` (the recipe) and `alerts` (the guard's acts). Numbers
+//! keep all their bits; one that is not finite is a text, `NaN`, `Infinity` or `-Infinity`, as
+//! trackio writes it. Previews are copied to `media/`, where trackio looks for pictures.
 //!
 //! Project and run have the name of the run's folder, so that databases of several runs can be
 //! copied into one folder. After a resume the rows of later steps are deleted.

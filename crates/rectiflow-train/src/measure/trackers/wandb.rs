@@ -3,8 +3,8 @@
 //!
 //! The folder has `run-ID.wandb`, a [`record_log`](super::record_log) of the messages in
 //! [`wandb_records`](super::wandb_records), and pictures in `files/media`. Numbers are JSON texts
-//! that keep all their bits. W&B's own step counts lines, and [`STEP`] is what charts are drawn over.
-//! After a resume the log is cut off before the first line of a later step.
+//! that keep all their bits. W&B's own step counts lines, and [`STEP`] is what charts are drawn
+//! over. After a resume the log is cut off before the first line of a later step.
 
 use std::{
     collections::BTreeMap,

@@ -1,13 +1,13 @@
 //! Records of a run of W&B, as few fields as its programs need.
 //!
-//! Numbers of fields are those of wandb's `wandb_internal.proto`, read back by wandb itself in `make
-//! peers-watch`. Values are JSON texts; unlike JSON's own numbers, those of W&B may be `NaN`,
+//! Numbers of fields are those of wandb's `wandb_internal.proto`, read back by wandb itself in
+//! `make peers-watch`. Values are JSON texts; unlike JSON's own numbers, those of W&B may be `NaN`,
 //! `Infinity` and `-Infinity`.
 
 use crate::measure::trackers::protobuf::{Field, Fields, Message};
 
-/// The curve that all others are drawn over: the step of the run. W&B's own step counts lines, since
-/// it drops a line whose step is not above the last one.
+/// The curve that all others are drawn over: the step of the run. W&B's own step counts lines,
+/// since it drops a line whose step is not above the last one.
 pub(super) const STEP: &str = "trainer/step";
 
 const HISTORY: u64 = 2;
