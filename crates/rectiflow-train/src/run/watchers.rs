@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Arc,
-        mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel},
+        mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, channel, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -25,6 +25,8 @@ use crate::{
 
 /// Events that wait for a watcher at most: a few minutes of short steps.
 const QUEUE: usize = 4096;
+/// Time after which an empty queue is looked at again.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Time for what is queued when the run ends.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
@@ -108,8 +110,14 @@ impl Watchers {
         let (queue, messages) = sync_channel(QUEUE);
         let (end, ended) = channel::<()>();
         let body = move || {
-            for message in messages {
-                watch(message);
+            // A thread that waits for the queue would be woken by each event, and where all cores
+            // are busy it takes the place of the step's thread: tenths of a millisecond each time.
+            loop {
+                match messages.try_recv() {
+                    Ok(message) => watch(message),
+                    Err(TryRecvError::Empty) => thread::sleep(PAUSE),
+                    Err(TryRecvError::Disconnected) => break,
+                }
             }
             // A tracker closes its files before the run stops waiting.
             drop(watch);
