@@ -6,8 +6,8 @@ use std::{
     path::Path,
     process::{Command, Stdio},
     sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -63,6 +63,44 @@ fn stop_when(mut command: Command, events: &Path, needle: &str) {
     child.wait().expect("the child is reaped");
 }
 
+/// Requests for parts of the moments that are refused. The client tries each of four parts four
+/// times on its own.
+const REFUSED: u32 = 16;
+
+/// What a store is asked to write, in order. It is away for a while: more often than the client
+/// tries again on its own.
+#[derive(Default)]
+struct Written {
+    names: Mutex<Vec<String>>,
+    refused: AtomicU32,
+}
+
+impl Written {
+    fn take(&self, request: &Request) -> Option<Fault> {
+        if request.method != "PUT" {
+            return None;
+        }
+        let is_of_moments = request.name.ends_with("optimizer.safetensors");
+        if is_of_moments && self.refused.fetch_add(1, Ordering::SeqCst) < REFUSED {
+            return Some(Fault::Status(500));
+        }
+        let mut names = self.names.lock().expect("no thread panics with it");
+        names.push(request.name.clone());
+        None
+    }
+
+    /// Checks that the list of hashes of a checkpoint was written once, after all else.
+    fn check_order(&self, checkpoint: &str) {
+        let names = self.names.lock().expect("no thread panics with it");
+        let mut of_it: Vec<&String> = names.iter().collect();
+        of_it.retain(|name| name.contains(checkpoint));
+        let is_list = |name: &&&String| name.ends_with("BLAKE3SUMS");
+        assert_eq!(of_it.iter().filter(is_list).count(), 1, "{of_it:?}");
+        assert!(of_it.last().iter().all(is_list), "{of_it:?}");
+        assert!(of_it.len() > 5, "{of_it:?}");
+    }
+}
+
 #[test]
 fn a_kill_during_an_upload_leaves_the_last_whole_checkpoint() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -102,10 +140,18 @@ fn a_kill_during_an_upload_leaves_the_last_whole_checkpoint() {
 
     // The third, on which only the recipe and the data are.
     fs::remove_dir_all(folder.join("killed")).expect("removed");
-    let server = ObjectServer::start(&folder.join("store"), |_| None);
+    let written = Arc::new(Written::default());
+    let faults = Arc::clone(&written);
+    let server = ObjectServer::start(&folder.join("store"), move |request| faults.take(request));
     let output = with_s3(&server, &killed).output().expect("it starts");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stderr}");
+    assert!(
+        stderr.contains("could not be brought up to date"),
+        "{stderr}"
+    );
+    assert!(stderr.contains("is up to date again"), "{stderr}");
+    written.check_order("step-00000020");
     assert!(stderr.contains("is taken from s3://bucket/run"), "{stderr}");
     let straight = tensors_of(&folder.join("straight"));
     assert!(straight == tensors_of(&folder.join("killed")));

@@ -49,7 +49,7 @@ const PART_BYTES: u64 = 16 << 20;
 /// Parts of an object at most; S3 takes 10,000.
 const MOST_PARTS: u64 = 9_000;
 /// Concurrent parts without a limit on the rate, and with one.
-const PARTS_AT_ONCE: [usize; 2] = [8, 2];
+const PARTS_AT_ONCE: [usize; 2] = [8, 3];
 /// Time for a request whose bytes do not wait for a limit.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
 /// Bytes of a request for a part of an object.

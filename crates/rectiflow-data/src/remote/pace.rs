@@ -30,7 +30,7 @@ use object_store::{
 use tokio::time::{Sleep, sleep};
 
 /// The longest slice.
-const MOST_SLICE_BYTES: usize = 64 << 10;
+const MOST_SLICE_BYTES: usize = 256 << 10;
 /// The shortest slice.
 const LEAST_SLICE_BYTES: usize = 1 << 10;
 /// A slice without a limit, after which progress is counted.

@@ -429,14 +429,8 @@ fn store(
             let (whole, others): (Vec<_>, Vec<_>) =
                 parts.into_iter().partition(|((of, _), _)| of == name);
             lock(&state.parts).extend(others);
-            write(
-                state,
-                name,
-                &whole
-                    .into_iter()
-                    .flat_map(|(_, part)| part)
-                    .collect::<Vec<u8>>(),
-            )?;
+            let whole: Vec<Vec<u8>> = whole.into_iter().map(|(_, part)| part).collect();
+            write(state, name, &whole.concat())?;
             let done = "<CompleteMultipartUploadResult><ETag>\"whole\"</ETag>\
                         </CompleteMultipartUploadResult>";
             return words(out, 200, done);

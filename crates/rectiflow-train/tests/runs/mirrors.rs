@@ -11,7 +11,9 @@ use rectiflow_train::{
     Error, checkpoint::found::verify, metrics::Event, recipe::Checked, run::Options,
 };
 
-use crate::fixture::{Fixture, Ran, run, run_spoilt, run_until, run_with, spoil_with_nan};
+use crate::fixture::{
+    Fixture, Ran, run, run_ranks, run_spoilt, run_until, run_with, spoil_with_nan,
+};
 
 /// Every feature that has its own state.
 const ALL: [&str; 4] = [
@@ -277,4 +279,26 @@ fn a_full_disk_at_the_end_loses_no_weights() {
     assert_eq!(first_step(&ran), 16);
     assert!(ran.outcome.unwrap().finished);
     assert_eq!(hashes(&fixture.checkpoint("full", 16)), straight);
+}
+
+#[test]
+fn several_ranks_have_one_mirror() {
+    let fixture = Fixture::new();
+    let checked = recipe(&fixture, "ranks", &["ranks.timeout_secs=20"]);
+    let ran = run_ranks(&[checked.clone(), checked.clone()], |_, _| {});
+    assert!(ran.iter().all(|ran| ran.outcome.is_ok()));
+    let there = mirror(&fixture, "ranks");
+    let last = there.join("checkpoints/step-00000016");
+    verify(&last).unwrap();
+    assert!(last.join("optimizer-00002-of-00002.safetensors").is_file());
+    assert!(there.join("metrics-rank-00001.jsonl").is_file());
+    let hashes = hashes(&last);
+    fs::remove_dir_all(fixture.path("ranks")).unwrap();
+    fs::remove_file(last.join("BLAKE3SUMS")).unwrap();
+    let ran = run_ranks(&[checked.clone(), checked], |_, _| {});
+    for rank in &ran {
+        assert_eq!(first_step(rank), 8);
+        assert!(rank.outcome.as_ref().is_ok_and(|outcome| outcome.finished));
+    }
+    assert_eq!(self::hashes(&fixture.checkpoint("ranks", 16)), hashes);
 }
