@@ -178,10 +178,12 @@ impl Worker {
             };
             let passed = pass.run();
             let pause = match passed {
-                Ok(()) if is_last => return,
                 Ok(()) => {
                     self.failures.store(0, Ordering::Relaxed);
                     self.trouble.end(self.sides.bucket.url());
+                    if is_last {
+                        return;
+                    }
                     LEAST_PAUSE
                 }
                 Err(error) => {
