@@ -82,14 +82,15 @@ pub(crate) fn tensor_over<T: Send + Sync>(
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
-/// Returns libtorch's number of a floating-point dtype.
+/// Returns libtorch's number of a dtype that files are used in place with.
 fn scalar_type(kind: Kind) -> i8 {
     match kind {
+        Kind::Uint8 => 0,
         Kind::Half => 5,
         Kind::Float => 6,
         Kind::Double => 7,
         Kind::BFloat16 => 15,
-        other => unreachable!("weights are floating-point numbers, not {other:?}"),
+        other => unreachable!("weights are floating-point numbers or bytes, not {other:?}"),
     }
 }
 

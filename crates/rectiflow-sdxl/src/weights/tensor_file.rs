@@ -214,12 +214,15 @@ impl TensorFile {
         Ok(tensor)
     }
 
-    /// Returns a floating-point tensor that is a view of the file's bytes; it must not be written.
-    /// The file stays open while any view of it exists.
+    /// Returns a tensor of floating-point numbers or bytes that is a view of the file; it must not
+    /// be written. The file stays open while any view of it exists.
     ///
     /// # Errors
     /// As [`Self::tensor`].
-    pub(crate) fn mapped(self: &Arc<Self>, name: &str) -> Result<Tensor> {
+    ///
+    /// # Panics
+    /// If the tensor has another dtype.
+    pub fn mapped(self: &Arc<Self>, name: &str) -> Result<Tensor> {
         let (entry, kind) = self.entry(name)?;
         tensor_over(
             &self.map[entry.start..entry.end],
@@ -252,7 +255,7 @@ impl TensorFile {
 
     /// Releases a tensor's pages from this process's memory, after a copy or while it is not in
     /// use. They stay in the system's cache.
-    pub(crate) fn release_pages(&self, name: &str) {
+    pub fn release_pages(&self, name: &str) {
         let Some(entry) = self.entries.get(name) else {
             return;
         };

@@ -3,7 +3,7 @@
 //! Moments and averages are matched by name and shape, so neither the number of ranks nor the set
 //! of trained tensors has to be that of the run that wrote them. Each rank reads what it owns.
 
-use std::{collections::BTreeMap, ops::Range, path::Path};
+use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 
 use rectiflow_data::order::RankOf;
 use rectiflow_sdxl::{model::Component, tensor_file::TensorFile, write::write_to};
@@ -128,7 +128,7 @@ fn inherit_moments(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Resu
     let written = Written::of(saved);
     for rank in 0..saved.shards {
         let path = checkpoint.join(optimizer_name(rank, saved.shards));
-        let file = TensorFile::open(&path)?;
+        let file = Arc::new(TensorFile::open(&path)?);
         let shard = RankOf {
             rank,
             ranks: saved.shards,
@@ -141,13 +141,18 @@ fn inherit_moments(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Resu
                     let found = vector_of(&file, &path, name, Kind::Float, owned)?;
                     for Overlap { from, to } in &overlaps {
                         write_to(&narrow(vector, to), &narrow(&found, from));
+                        file.release_pages(name);
                     }
                 }
             }
             (MomentsKind::EightBit, moments) => {
                 let blocks = Blocks::of(&written.slices, &written.partition, shard);
                 let found = eight_bit_of(&file, &path, owned, blocks)?;
-                copy_eight_bit(&found, moments, &overlaps)
+                let release = || {
+                    let names = EIGHT_BIT_NAMES.iter().flatten();
+                    names.for_each(|name| file.release_pages(name));
+                };
+                copy_eight_bit(&found, moments, &overlaps, &release)
                     .map_err(|reason| Error::checkpoint(checkpoint, reason))?;
             }
             (MomentsKind::Fp32, Moments::EightBit(_)) => {
@@ -168,29 +173,36 @@ fn fp32_found(checkpoint: &Path) -> String {
     )
 }
 
-/// Returns a vector of a file.
+/// Returns a vector of a file, in place: a copy would take as much memory as the run's own.
 fn vector_of(
-    file: &TensorFile,
+    file: &Arc<TensorFile>,
     path: &Path,
     name: &str,
     kind: Kind,
     length: i64,
 ) -> Result<Tensor> {
-    let found = file.tensor(name)?;
-    if found.size() != [length] || found.kind() != kind {
-        let reason = format!(
-            "{name}: expected shape [{length}], found {:?}; expected {kind:?}, found {:?}",
-            found.size(),
-            found.kind()
-        );
-        let path = path.to_owned();
-        return Err(Error::Checkpoint { path, reason });
+    let Some(shape) = file.shape(name) else {
+        // The error that names what the file has.
+        return Ok(file.mapped(name)?);
+    };
+    if *shape == [length] && file.kind(name) == Some(kind) {
+        return Ok(file.mapped(name)?);
     }
-    Ok(found)
+    let reason = format!(
+        "{name}: expected shape [{length}], found {shape:?}; expected {kind:?}, found {}",
+        file.dtype_name(name)
+    );
+    let path = path.to_owned();
+    Err(Error::Checkpoint { path, reason })
 }
 
 /// Returns the moments in 8 bits that a file has for these blocks.
-fn eight_bit_of(file: &TensorFile, path: &Path, owned: i64, blocks: Blocks) -> Result<EightBit> {
+fn eight_bit_of(
+    file: &Arc<TensorFile>,
+    path: &Path,
+    owned: i64,
+    blocks: Blocks,
+) -> Result<EightBit> {
     let [of_mean, of_root] = EIGHT_BIT_NAMES;
     let num_blocks = blocks.len();
     let vectors = |[codes, scales]: [&str; 2]| -> Result<[Tensor; 2]> {
@@ -202,7 +214,7 @@ fn eight_bit_of(file: &TensorFile, path: &Path, owned: i64, blocks: Blocks) -> R
     Ok(EightBit::new(blocks, vectors(of_mean)?, vectors(of_root)?))
 }
 
-/// Copies moments that were stored in 8 bits.
+/// Copies moments that were stored in 8 bits, and calls `release` after each tensor.
 ///
 /// # Errors
 /// Why they cannot be copied without rounding.
@@ -210,6 +222,7 @@ fn copy_eight_bit(
     found: &EightBit,
     moments: &Moments,
     overlaps: &[Overlap],
+    release: &impl Fn(),
 ) -> std::result::Result<(), String> {
     for Overlap { from, to } in overlaps {
         match moments {
@@ -220,6 +233,7 @@ fn copy_eight_bit(
             }
             Moments::EightBit(own) => own.copy_blocks(to, found, from)?,
         }
+        release();
     }
     Ok(())
 }

@@ -19,8 +19,8 @@ use crate::{
 /// mirror's thread. Returns the reason of a stop that is acknowledged.
 ///
 /// # Errors
-/// As [`open_folder`] and [`check_same_start`]; those of a mirror that cannot be used, if the folder
-/// has no checkpoint.
+/// As [`open_folder`] and [`check_same_start`]; those of a mirror that cannot be used, if the
+/// folder has no checkpoint.
 pub(super) fn open_run(
     checked: &Checked,
     comm: &Comm,
