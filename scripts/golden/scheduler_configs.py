@@ -84,9 +84,7 @@ def zero_terminal_snr():
 
 
 def main():
-    files = [
-        {"class": name, "predicts": kind, "text": text} for name, kind, text in texts()
-    ]
+    files = [{"class": name, "predicts": kind, "text": text} for name, kind, text in texts()]
     golden = {
         "diffusers": diffusers.__version__,
         "torch": torch.__version__,

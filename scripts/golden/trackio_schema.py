@@ -43,8 +43,8 @@ def main():
     found, version = made_by_trackio()
     lines = [f"-- The tables of trackio {version}, by scripts/golden/trackio_schema.py."]
     for statement in found:
-        statement = re.sub(r"^CREATE (TABLE|INDEX|UNIQUE INDEX) ", _if_not_there, statement)
-        lines.append(re.sub(r", (?=[a-z_]+ [A-Z])|\( (?=[a-z_]+ [A-Z])", _line, statement) + ";")
+        careful = re.sub(r"^CREATE (TABLE|INDEX|UNIQUE INDEX) ", _if_not_there, statement)
+        lines.append(re.sub(r", (?=[a-z_]+ [A-Z])|\( (?=[a-z_]+ [A-Z])", _line, careful) + ";")
     TARGET.write_text("\n".join(lines) + "\n")
 
 

@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         if "exitcode" in sent or "complete" in sent:
             received.end = (sent.get("exitcode"), sent.get("complete"))
 
-    def do_POST(self):  # noqa: N802
+    def do_POST(self):
         """Queries and lines."""
         body = self.body()
         with self.server.received.lock:
@@ -115,14 +115,14 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.received.others.append(f"POST {self.path}")
                 self.answer({})
 
-    def do_PUT(self):  # noqa: N802
+    def do_PUT(self):
         """Files."""
         body = self.body()
         with self.server.received.lock:
             self.server.received.files[self.path.removeprefix("/put/")] = body
         self.answer({})
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         """Anything else."""
         with self.server.received.lock:
             self.server.received.others.append(f"GET {self.path}")

@@ -20,8 +20,9 @@ import subprocess
 import sys
 import zlib
 
-import wandb_server
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import wandb_server
 
 EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
 # The recipe of the made-up run; addresses of alerts must not be passed on.
@@ -110,8 +111,8 @@ def curves_of(events):
         if event["event"] == "start":
             start, samples = event, None
         for name, value in numbers_of(event, start, samples).items():
-            value = NOT_FINITE.get(value, value)
-            curves.setdefault(name, []).append((event["step"], float(value)))
+            number = float(NOT_FINITE.get(value, value))
+            curves.setdefault(name, []).append((event["step"], number))
         if event["event"] == "step":
             samples = event["samples"]
     return curves

@@ -49,6 +49,8 @@ if [ "$when" = late ]; then
 fi
 exec '{rectiflow}' "$@"
 """
+
+
 class Job:
     """launch/slurm.sbatch, submitted for a small run."""
 
