@@ -5,6 +5,7 @@
 use std::{fs, path::Path, process::Command};
 
 #[test]
+#[ignore = "a minute on two cores: run it after a change of scripts/gpu, with --run-ignored all"]
 fn the_gpu_script_goes_through_all_of_its_stages_without_a_gpu() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let folder = tempfile::tempdir().expect("a temporary folder");
