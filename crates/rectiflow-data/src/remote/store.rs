@@ -26,7 +26,8 @@ pub(crate) const NO_RETRY: RetryConfig = RetryConfig {
     },
 };
 
-/// Opens the client of a store whose uploads keep to a pace.
+/// Opens the client of a store that can be written to, whose uploads keep to a pace. `None` for the
+/// others.
 pub(crate) fn open_paced(
     scheme: &ObjectStoreScheme,
     url: &Url,
@@ -36,29 +37,18 @@ pub(crate) fn open_paced(
 ) -> object_store::Result<Option<Arc<dyn ObjectStore>>> {
     let store: Arc<dyn ObjectStore> = match scheme {
         ObjectStoreScheme::AmazonS3 => {
-            let builder = aws_profile::complete(AmazonS3Builder::from_env())
-                .with_url(url.as_str())
-                .with_client_options(options)
-                .with_retry(retry)
+            let builder = s3(url, options, retry)
                 // Not all stores that speak S3 delete several objects at once.
                 .with_config(AmazonS3ConfigKey::DisableBulkDelete, "true")
                 .with_http_connector(paced);
             Arc::new(builder.build()?)
         }
         ObjectStoreScheme::GoogleCloudStorage => {
-            let builder = GoogleCloudStorageBuilder::from_env()
-                .with_url(url.as_str())
-                .with_client_options(options)
-                .with_retry(retry)
-                .with_http_connector(paced);
+            let builder = gcs(url, options, retry).with_http_connector(paced);
             Arc::new(builder.build()?)
         }
         ObjectStoreScheme::MicrosoftAzure => {
-            let builder = MicrosoftAzureBuilder::from_env()
-                .with_url(url.as_str())
-                .with_client_options(options)
-                .with_retry(retry)
-                .with_http_connector(paced);
+            let builder = azure(url, options, retry).with_http_connector(paced);
             Arc::new(builder.build()?)
         }
         _ => return Ok(None),
@@ -73,27 +63,9 @@ pub(crate) fn open_store(
     retry: RetryConfig,
 ) -> object_store::Result<Option<Arc<dyn ObjectStore>>> {
     let store: Arc<dyn ObjectStore> = match scheme {
-        ObjectStoreScheme::AmazonS3 => {
-            let builder = aws_profile::complete(AmazonS3Builder::from_env())
-                .with_url(url.as_str())
-                .with_client_options(options)
-                .with_retry(retry);
-            Arc::new(builder.build()?)
-        }
-        ObjectStoreScheme::GoogleCloudStorage => {
-            let builder = GoogleCloudStorageBuilder::from_env()
-                .with_url(url.as_str())
-                .with_client_options(options)
-                .with_retry(retry);
-            Arc::new(builder.build()?)
-        }
-        ObjectStoreScheme::MicrosoftAzure => {
-            let builder = MicrosoftAzureBuilder::from_env()
-                .with_url(url.as_str())
-                .with_client_options(options)
-                .with_retry(retry);
-            Arc::new(builder.build()?)
-        }
+        ObjectStoreScheme::AmazonS3 => Arc::new(s3(url, options, retry).build()?),
+        ObjectStoreScheme::GoogleCloudStorage => Arc::new(gcs(url, options, retry).build()?),
+        ObjectStoreScheme::MicrosoftAzure => Arc::new(azure(url, options, retry).build()?),
         // The key of an object holds the whole path of the URL.
         ObjectStoreScheme::Http => {
             let builder = HttpBuilder::new()
@@ -105,6 +77,27 @@ pub(crate) fn open_store(
         _ => return Ok(None),
     };
     Ok(Some(store))
+}
+
+fn s3(url: &Url, options: ClientOptions, retry: RetryConfig) -> AmazonS3Builder {
+    aws_profile::complete(AmazonS3Builder::from_env())
+        .with_url(url.as_str())
+        .with_client_options(options)
+        .with_retry(retry)
+}
+
+fn gcs(url: &Url, options: ClientOptions, retry: RetryConfig) -> GoogleCloudStorageBuilder {
+    GoogleCloudStorageBuilder::from_env()
+        .with_url(url.as_str())
+        .with_client_options(options)
+        .with_retry(retry)
+}
+
+fn azure(url: &Url, options: ClientOptions, retry: RetryConfig) -> MicrosoftAzureBuilder {
+    MicrosoftAzureBuilder::from_env()
+        .with_url(url.as_str())
+        .with_client_options(options)
+        .with_retry(retry)
 }
 
 /// Options of a client. The time of a whole body has no limit: a large one on a slow line is fine
