@@ -93,21 +93,10 @@ unsafe extern "C" {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     use super::*;
-
-    fn random(seed: i64, shape: &[i64], kind: Kind) -> Tensor {
-        let n: i64 = shape.iter().product();
-        let numbers = ((Tensor::arange(n, (Kind::Double, Device::Cpu)) * 12.9898 + seed as f64)
-            .sin()
-            * 437.5)
-            .sin();
-        (numbers * 2.0)
-            .reshape(shape)
-            .to_kind(kind)
-            .set_requires_grad(true)
-    }
+    use crate::torch::kernels::tests::random;
 
     /// Returns the result and the gradients of all inputs, for a loss that is not symmetric.
     fn passes(inputs: &[&Tensor], run: impl Fn() -> Tensor) -> Vec<Tensor> {

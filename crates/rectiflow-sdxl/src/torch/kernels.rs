@@ -263,10 +263,11 @@ unsafe extern "C" {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn random(seed: i64, shape: &[i64], kind: Kind) -> Tensor {
+    /// Numbers from -2 to 2 that a seed decides, with a gradient.
+    pub(in crate::torch) fn random(seed: i64, shape: &[i64], kind: Kind) -> Tensor {
         let n: i64 = shape.iter().product();
         let numbers = ((Tensor::arange(n, (Kind::Double, Device::Cpu)) * 12.9898 + seed as f64)
             .sin()
