@@ -10,6 +10,8 @@
 mod about;
 mod clock;
 mod event_file;
+#[cfg(test)]
+mod made_up;
 mod protobuf;
 mod record_log;
 mod tensorboard;

@@ -144,25 +144,10 @@ fn create(folder: &Path, unix_secs: u64) -> Result<(File, PathBuf)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::measure::trackers::event_file::tests::records;
-
-    fn event(text: &str) -> Event {
-        serde_json::from_str(text).expect("an event")
-    }
-
-    fn start(step: u64) -> Event {
-        event(&format!(
-            r#"{{"event":"start","step":{step},"unix_secs":1795639471,"order_hash":"7","num_parameters":1,
-            "num_train":1,"num_test":1,"buckets":[],"threads":1}}"#
-        ))
-    }
-
-    fn step(step: u64) -> Event {
-        event(&format!(
-            r#"{{"event":"step","step":{step},"samples":8,"epoch":0,"loss":0.5,"gradient_norm":"NaN",
-            "lr":1e-4,"secs":1.0,"data_secs":0.1}}"#
-        ))
-    }
+    use crate::measure::trackers::{
+        event_file::tests::records,
+        made_up::{event, start, step},
+    };
 
     fn board(run_dir: &Path, is_past: bool) -> TensorBoard {
         TensorBoard::new(About {
@@ -190,7 +175,14 @@ mod tests {
     fn each_process_begins_a_file_with_its_first_step() {
         let run = tempfile::tempdir().expect("a temporary folder");
         let mut board = board(run.path(), true);
-        for event in [step(0), start(0), step(1), step(2), start(1), step(2)] {
+        for event in [
+            step(0, 0.5),
+            start(0),
+            step(1, 0.5),
+            step(2, 0.5),
+            start(1),
+            step(2, 0.5),
+        ] {
             board.write(&event).expect("writes");
         }
         let files = files(run.path());

@@ -309,25 +309,11 @@ fn new_id(name: &str, start: &Start) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::measure::trackers::{record_log::tests::records, wandb_records::tests::items};
-
-    fn event(text: &str) -> Event {
-        serde_json::from_str(text).expect("an event")
-    }
-
-    fn start(step: u64) -> Event {
-        event(&format!(
-            r#"{{"event":"start","step":{step},"unix_secs":1795639471,"order_hash":"7","num_parameters":1,
-            "num_train":1,"num_test":1,"buckets":[],"threads":1}}"#
-        ))
-    }
-
-    fn step(step: u64, loss: f64) -> Event {
-        event(&format!(
-            r#"{{"event":"step","step":{step},"samples":8,"epoch":0,"loss":{loss:?},
-            "gradient_norm":"NaN","lr":1e-4,"secs":1.0,"data_secs":0.1}}"#
-        ))
-    }
+    use crate::measure::trackers::{
+        made_up::{event, start, step},
+        record_log::tests::records,
+        wandb_records::tests::items,
+    };
 
     fn end(step: u64) -> Event {
         event(&format!(
