@@ -31,7 +31,7 @@ pub enum Destination {
     Wandb,
 }
 
-/// `[report.alert]`: a command or a webhook for what should wake somebody.
+/// `[report.alert]`: a command or a webhook for what cannot wait until morning.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AlertConfig {

@@ -1,4 +1,4 @@
-//! Alerts of a run: a command and a webhook, for what should wake somebody.
+//! Alerts of a run: a command and a webhook, for what cannot wait until morning.
 //!
 //! They run on a thread of their own, one after the other, each with a deadline. Alerts of one kind
 //! keep a distance, and those in between are counted. A failed alert is a warning in the log.

@@ -99,7 +99,7 @@ fn a_loss_skips_its_step_before_the_backward_pass() {
     assert!(metrics(&ran, 11).gradient_norm > 0.0);
 }
 
-/// Gives the samples of step 12 weights with which the loss is finite and gradients are not.
+/// Sets weights of the samples of step 12 with which the loss is finite and gradients are not.
 fn overflow(step: &mut Step) {
     if step.step == 11 {
         step.micro_batches[0].weights.fill(1e37);

@@ -98,7 +98,7 @@ pub(crate) fn take_newer(sides: &Sides) -> Result<Option<u64>> {
     }
 }
 
-/// Downloads and verifies a checkpoint, then gives it its name.
+/// Downloads and verifies a checkpoint, then renames it.
 fn download(sides: &Sides, step: u64) -> Result<()> {
     let checkpoints = &sides.checkpoints;
     let place = checkpoints.place(step);

@@ -1,7 +1,7 @@
 //! The thread that keeps a mirror up to date, and the end of a run, which waits for it.
 //!
 //! After a failed pass the thread pauses, longer each time, and tries again for as long as the run
-//! takes. The end waits while files are sent, and gives up after `checkpoint.mirror_wait_secs`
+//! takes. The end waits while files are sent, and stops after `checkpoint.mirror_wait_secs`
 //! without one.
 
 use std::{
